@@ -1,0 +1,22 @@
+// Extent: a run of an image of which one thing is true.
+#ifndef BERTH_IMAGE_BLOCK_EXTENT_H_
+#define BERTH_IMAGE_BLOCK_EXTENT_H_
+
+#include <cstdint>
+
+namespace berth {
+
+struct Extent {
+  uint64_t length = 0;    // Bytes, never 0.
+  bool allocated = true;  // Space is set aside for it; false is NBD_STATE_HOLE.
+  bool zero = false;      // It reads as zeroes.
+
+  constexpr bool SameKind(const Extent& other) const {
+    return allocated == other.allocated && zero == other.zero;
+  }
+  constexpr bool operator==(const Extent&) const = default;
+};
+
+}  // namespace berth
+
+#endif  // BERTH_IMAGE_BLOCK_EXTENT_H_
