@@ -1,0 +1,38 @@
+// Negotiated: what a handshake agreed on, and what the transmission phase therefore speaks.
+#ifndef BERTH_NBD_NEGOTIATED_H_
+#define BERTH_NBD_NEGOTIATED_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nbd/export.h"
+
+namespace berth::nbd {
+
+// How replies are written (proto.md, "Transmission"). Extended headers will be a third style, which implies
+// structured replies.
+enum class ReplyStyle : uint8_t { kSimple, kStructured };
+
+// A metadata context that the client selected (proto.md, "Metadata querying").
+struct MetaContext {
+  uint32_t id = 0;   // Names the context in NBD_REPLY_TYPE_BLOCK_STATUS; unique in its connection.
+  std::string name;  // "base:allocation".
+
+  bool operator==(const MetaContext&) const = default;
+};
+
+inline constexpr char kBaseAllocation[] = "base:allocation";
+
+// The value-initialized rest, beside an export, is what the kernel's client speaks on a socketpair.
+struct Negotiated {
+  std::shared_ptr<const Export> served;
+  ReplyStyle reply_style = ReplyStyle::kSimple;
+  // Not empty only with structured replies. Without any, NBD_CMD_BLOCK_STATUS is an error.
+  std::vector<MetaContext> contexts;
+};
+
+}  // namespace berth::nbd
+
+#endif  // BERTH_NBD_NEGOTIATED_H_
