@@ -1,0 +1,18 @@
+// The transmission flags of an export: what a client may ask of it.
+#ifndef BERTH_NBD_CAPABILITIES_H_
+#define BERTH_NBD_CAPABILITIES_H_
+
+#include <cstdint>
+
+#include "nbd/export.h"
+#include "nbd/negotiated.h"
+
+namespace berth::nbd {
+
+// proto.md, "Transmission flags". The handshake tells the client, control/attachment tells the kernel, and
+// the session refuses what is not in it. Pure; any thread.
+uint16_t TransmissionFlags(const Export& served, ReplyStyle reply_style);
+
+}  // namespace berth::nbd
+
+#endif  // BERTH_NBD_CAPABILITIES_H_

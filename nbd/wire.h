@@ -1,0 +1,310 @@
+// The bytes of the NBD protocol: its constants and the codec of its fixed-size messages.
+//
+// Pure functions without state: any thread. Structs hold values in host order; bytes on the wire are in
+// network order. Section names are proto.md's. A decode function is given at least the message's size, which
+// the constant beside it names; what else it demands stands at the function.
+#ifndef BERTH_NBD_WIRE_H_
+#define BERTH_NBD_WIRE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace berth::nbd {
+
+// ---- Magic numbers.
+
+inline constexpr uint64_t kInitPassword = 0x4e42444d41474943;  // "NBDMAGIC"
+inline constexpr uint64_t kOptionMagic = 0x49484156454f5054;   // "IHAVEOPT"
+inline constexpr uint64_t kOptionReplyMagic = 0x0003e889045565a9;
+inline constexpr uint32_t kRequestMagic = 0x25609513;
+inline constexpr uint32_t kSimpleReplyMagic = 0x67446698;
+inline constexpr uint32_t kStructuredReplyMagic = 0x668e33ef;
+
+// ---- Limits of the specification and defaults where it leaves them open.
+
+inline constexpr size_t kMaxStringSize = 4096;  // "Conventions"
+inline constexpr uint32_t kMaxPayload = uint32_t{32}
+                                        << 20;  // "Size constraints": 2^25, what every peer may use.
+inline constexpr uint32_t kDefaultPreferredBlockSize = 4096;  // "Size constraints"
+inline constexpr uint32_t kMaxExtentsPerChunk = 1 << 20;      // NBD_REPLY_TYPE_BLOCK_STATUS
+inline constexpr size_t kExportNameReplyZeroes = 124;         // "Newstyle negotiation"
+
+// ---- Handshake flags (16 bits, server) and client flags (32 bits).
+
+inline constexpr uint16_t kFlagFixedNewstyle = 1 << 0;
+inline constexpr uint16_t kFlagNoZeroes = 1 << 1;
+inline constexpr uint32_t kClientFlagFixedNewstyle = 1 << 0;
+inline constexpr uint32_t kClientFlagNoZeroes = 1 << 1;
+
+// ---- Transmission flags (16 bits).
+
+inline constexpr uint16_t kFlagHasFlags = 1 << 0;
+inline constexpr uint16_t kFlagReadOnly = 1 << 1;
+inline constexpr uint16_t kFlagSendFlush = 1 << 2;
+inline constexpr uint16_t kFlagSendFua = 1 << 3;
+inline constexpr uint16_t kFlagRotational = 1 << 4;
+inline constexpr uint16_t kFlagSendTrim = 1 << 5;
+inline constexpr uint16_t kFlagSendWriteZeroes = 1 << 6;
+inline constexpr uint16_t kFlagSendDf = 1 << 7;
+inline constexpr uint16_t kFlagCanMultiConn = 1 << 8;
+inline constexpr uint16_t kFlagSendResize = 1 << 9;
+inline constexpr uint16_t kFlagSendCache = 1 << 10;
+inline constexpr uint16_t kFlagSendFastZero = 1 << 11;
+inline constexpr uint16_t kFlagBlockStatusPayload = 1 << 12;
+
+// ---- "Option types", "Option reply types", information types.
+
+enum class Option : uint32_t {
+  kExportName = 1,
+  kAbort = 2,
+  kList = 3,
+  kPeekExport = 4,
+  kStartTls = 5,
+  kInfo = 6,
+  kGo = 7,
+  kStructuredReply = 8,
+  kListMetaContext = 9,
+  kSetMetaContext = 10,
+  kExtendedHeaders = 11,
+};
+
+inline constexpr uint32_t kOptionErrorBit = uint32_t{1} << 31;
+
+enum class OptionReply : uint32_t {
+  kAck = 1,
+  kServer = 2,
+  kInfo = 3,
+  kMetaContext = 4,
+  kErrUnsup = kOptionErrorBit + 1,
+  kErrPolicy = kOptionErrorBit + 2,
+  kErrInvalid = kOptionErrorBit + 3,
+  kErrPlatform = kOptionErrorBit + 4,
+  kErrTlsReqd = kOptionErrorBit + 5,
+  kErrUnknown = kOptionErrorBit + 6,
+  kErrShutdown = kOptionErrorBit + 7,
+  kErrBlockSizeReqd = kOptionErrorBit + 8,
+  kErrTooBig = kOptionErrorBit + 9,
+  kErrExtHeaderReqd = kOptionErrorBit + 10,
+};
+
+enum class InfoType : uint16_t { kExport = 0, kName = 1, kDescription = 2, kBlockSize = 3 };
+
+// ---- Metadata contexts ("The base: metadata namespace").
+
+inline constexpr absl::string_view kBaseNamespace = "base:";
+inline constexpr uint32_t kStateHole = 1 << 0;
+inline constexpr uint32_t kStateZero = 1 << 1;
+
+// ---- "Request types", "Command flags".
+
+enum class Command : uint16_t {
+  kRead = 0,
+  kWrite = 1,
+  kDisconnect = 2,
+  kFlush = 3,
+  kTrim = 4,
+  kCache = 5,
+  kWriteZeroes = 6,
+  kBlockStatus = 7,
+  kResize = 8,
+};
+
+inline constexpr uint16_t kCommandFlagFua = 1 << 0;
+inline constexpr uint16_t kCommandFlagNoHole = 1 << 1;
+inline constexpr uint16_t kCommandFlagDf = 1 << 2;
+inline constexpr uint16_t kCommandFlagReqOne = 1 << 3;
+inline constexpr uint16_t kCommandFlagFastZero = 1 << 4;
+inline constexpr uint16_t kCommandFlagPayloadLen = 1 << 5;
+
+// ---- "Structured reply flags", "Structured reply types".
+
+inline constexpr uint16_t kReplyFlagDone = 1 << 0;
+inline constexpr uint16_t kChunkErrorBit = 1 << 15;
+
+enum class ChunkType : uint16_t {
+  kNone = 0,
+  kOffsetData = 1,
+  kOffsetHole = 2,
+  kBlockStatus = 5,
+  kBlockStatusExt = 6,
+  kError = kChunkErrorBit + 1,
+  kErrorOffset = kChunkErrorBit + 2,
+};
+
+// ---- "Error values".
+
+enum class Error : uint32_t {
+  kNone = 0,
+  kPerm = 1,
+  kIo = 5,
+  kNoMem = 12,
+  kInval = 22,
+  kNoSpc = 28,
+  kOverflow = 75,
+  kNotSup = 95,
+  kShutdown = 108,
+};
+
+// The one place where an errno becomes an error of the protocol. Unknown ones become kIo. `fast_zero` says
+// that the request carried NBD_CMD_FLAG_FAST_ZERO, the only kind that may be answered with kNotSup; for
+// others that is kInval.
+Error ErrorFromErrno(int error_number, bool fast_zero = false);
+
+// ---- Integers in network order, at any alignment.
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the loads and stores below swap");
+
+inline uint16_t Load16(const uint8_t* bytes) {
+  uint16_t value;
+  memcpy(&value, bytes, sizeof(value));
+  return __builtin_bswap16(value);
+}
+inline uint32_t Load32(const uint8_t* bytes) {
+  uint32_t value;
+  memcpy(&value, bytes, sizeof(value));
+  return __builtin_bswap32(value);
+}
+inline uint64_t Load64(const uint8_t* bytes) {
+  uint64_t value;
+  memcpy(&value, bytes, sizeof(value));
+  return __builtin_bswap64(value);
+}
+inline void Store16(uint8_t* bytes, uint16_t value) {
+  value = __builtin_bswap16(value);
+  memcpy(bytes, &value, sizeof(value));
+}
+inline void Store32(uint8_t* bytes, uint32_t value) {
+  value = __builtin_bswap32(value);
+  memcpy(bytes, &value, sizeof(value));
+}
+inline void Store64(uint8_t* bytes, uint64_t value) {
+  value = __builtin_bswap64(value);
+  memcpy(bytes, &value, sizeof(value));
+}
+
+// ---- Handshake messages ("Newstyle negotiation", "Fixed newstyle negotiation"). What follows a header has
+// a length of its own and is the handshake's matter.
+
+// The server's first message: both magic numbers and its handshake flags.
+inline constexpr size_t kGreetingSize = 18;
+struct Greeting {
+  uint16_t handshake_flags = 0;
+};
+void EncodeGreeting(const Greeting& greeting, absl::Span<uint8_t> out);
+// False where a magic number is wrong.
+[[nodiscard]] bool DecodeGreeting(absl::Span<const uint8_t> in, Greeting* out);
+
+// The client's answer: Load32() of its flags.
+inline constexpr size_t kClientFlagsSize = 4;
+
+inline constexpr size_t kOptionHeaderSize = 16;
+struct OptionHeader {
+  Option option = Option::kAbort;  // May be one that the enumeration does not name.
+  uint32_t length = 0;             // Of the data that follows.
+};
+void EncodeOptionHeader(const OptionHeader& header, absl::Span<uint8_t> out);
+// False where the magic number is wrong.
+[[nodiscard]] bool DecodeOptionHeader(absl::Span<const uint8_t> in, OptionHeader* out);
+
+inline constexpr size_t kOptionReplyHeaderSize = 20;
+struct OptionReplyHeader {
+  Option option = Option::kAbort;
+  OptionReply type = OptionReply::kAck;
+  uint32_t length = 0;
+};
+void EncodeOptionReplyHeader(const OptionReplyHeader& header, absl::Span<uint8_t> out);
+// False where the magic number is wrong.
+[[nodiscard]] bool DecodeOptionReplyHeader(absl::Span<const uint8_t> in, OptionReplyHeader* out);
+
+// NBD_INFO_EXPORT's payload, its type included. Without the type it is also the answer to
+// NBD_OPT_EXPORT_NAME.
+inline constexpr size_t kInfoExportSize = 12;
+struct InfoExport {
+  uint64_t size = 0;
+  uint16_t transmission_flags = 0;
+};
+void EncodeInfoExport(const InfoExport& info, absl::Span<uint8_t> out);
+
+// NBD_INFO_BLOCK_SIZE's payload, its type included.
+inline constexpr size_t kInfoBlockSizeSize = 14;
+struct InfoBlockSize {
+  uint32_t minimum = 1;
+  uint32_t preferred = kDefaultPreferredBlockSize;
+  uint32_t maximum_payload = kMaxPayload;
+};
+void EncodeInfoBlockSize(const InfoBlockSize& info, absl::Span<uint8_t> out);
+
+// ---- "Request message".
+
+inline constexpr size_t kRequestSize = 28;
+struct Request {
+  uint16_t flags = 0;
+  Command command = Command::kRead;  // May be one that the enumeration does not name.
+  uint64_t cookie = 0;               // The client's, handed back as it came.
+  uint64_t offset = 0;
+  uint64_t length = 0;  // 32 bits in compact requests, 64 in extended ones.
+};
+// Writes the low 32 bits of the length.
+void EncodeRequest(const Request& request, absl::Span<uint8_t> out);
+// False where the magic number is wrong.
+[[nodiscard]] bool DecodeRequest(absl::Span<const uint8_t> in, Request* out);
+
+// ---- "Simple reply message".
+
+inline constexpr size_t kSimpleReplySize = 16;
+struct SimpleReply {
+  Error error = Error::kNone;
+  uint64_t cookie = 0;
+};
+void EncodeSimpleReply(const SimpleReply& reply, absl::Span<uint8_t> out);
+[[nodiscard]] bool DecodeSimpleReply(absl::Span<const uint8_t> in, SimpleReply* out);
+
+// ---- "Structured reply chunk message" and "Structured reply types".
+
+inline constexpr size_t kChunkHeaderSize = 20;
+struct ChunkHeader {
+  uint16_t flags = 0;
+  ChunkType type = ChunkType::kNone;
+  uint64_t cookie = 0;
+  uint32_t length = 0;  // Of the payload that follows.
+};
+void EncodeChunkHeader(const ChunkHeader& header, absl::Span<uint8_t> out);
+[[nodiscard]] bool DecodeChunkHeader(absl::Span<const uint8_t> in, ChunkHeader* out);
+
+// The header of an NBD_REPLY_TYPE_OFFSET_DATA chunk and its offset; `length` bytes of data follow.
+inline constexpr size_t kOffsetDataSize = kChunkHeaderSize + 8;
+void EncodeOffsetData(uint16_t flags, uint64_t cookie, uint64_t offset, uint32_t length,
+                      absl::Span<uint8_t> out);
+
+// A whole NBD_REPLY_TYPE_OFFSET_HOLE chunk.
+inline constexpr size_t kOffsetHoleSize = kChunkHeaderSize + 12;
+void EncodeOffsetHole(uint16_t flags, uint64_t cookie, uint64_t offset, uint32_t length,
+                      absl::Span<uint8_t> out);
+
+// A whole NBD_REPLY_TYPE_ERROR chunk, the last of its reply; returns its size. The message is cut at
+// kMaxErrorMessage bytes.
+inline constexpr size_t kMaxErrorMessage = 256;
+inline constexpr size_t kMaxErrorChunkSize = kChunkHeaderSize + 14 + kMaxErrorMessage;
+size_t EncodeErrorChunk(uint64_t cookie, Error error, absl::string_view message, absl::Span<uint8_t> out);
+// The same of NBD_REPLY_TYPE_ERROR_OFFSET.
+size_t EncodeErrorOffsetChunk(uint64_t cookie, Error error, absl::string_view message, uint64_t offset,
+                              absl::Span<uint8_t> out);
+
+// The beginning of an NBD_REPLY_TYPE_BLOCK_STATUS chunk with `extents` descriptors, which follow.
+inline constexpr size_t kBlockStatusSize = kChunkHeaderSize + 4;
+inline constexpr size_t kExtentDescriptorSize = 8;
+struct ExtentDescriptor {
+  uint32_t length = 0;
+  uint32_t status = 0;
+};
+void EncodeBlockStatus(uint16_t flags, uint64_t cookie, uint32_t context_id, uint32_t extents,
+                       absl::Span<uint8_t> out);
+void EncodeExtentDescriptor(const ExtentDescriptor& extent, absl::Span<uint8_t> out);
+
+}  // namespace berth::nbd
+
+#endif  // BERTH_NBD_WIRE_H_
