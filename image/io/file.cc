@@ -90,10 +90,14 @@ absl::StatusOr<File> File::Open(const std::string& path, int flags) {
     }
     return OpenError(error, path);
   }
+  return Adopt(std::move(fd), path);
+}
+
+absl::StatusOr<File> File::Adopt(UniqueFd fd, std::string path) {
   struct stat info;
   if (fstat(fd.get(), &info) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("fstat \"", path, "\""));
   if (absl::Status status = CheckType(info, path); !status.ok()) return status;
-  return File(std::move(fd), path);
+  return File(std::move(fd), std::move(path));
 }
 
 absl::StatusOr<uint64_t> File::Size() const {

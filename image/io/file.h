@@ -34,6 +34,9 @@ class File {
   // without being opened for longer than it takes to look.
   static absl::StatusOr<File> Open(const std::string& path, int flags);
 
+  // Takes over `fd` after the same look at its type.
+  static absl::StatusOr<File> Adopt(UniqueFd fd, std::string path);
+
   int fd() const { return fd_.get(); }
   const std::string& path() const { return path_; }
   bool in_memory() const { return in_memory_; }
