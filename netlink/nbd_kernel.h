@@ -58,19 +58,45 @@ struct DeviceState {
   bool IsFree() const { return !pid && size_bytes == 0 && holders.empty(); }
 };
 
-// Thread-safe; every call may block for as long as the kernel's generic-netlink lock is held by somebody, so
-// calls are made on ordinary threads. Errors name the device and what to do: FAILED_PRECONDITION (no nbd in
-// this kernel, device busy), PERMISSION_DENIED, NOT_FOUND, INVALID_ARGUMENT, DEADLINE_EXCEEDED.
+// Who uses a device at this moment, beyond the stacked devices and mounts that DeviceState can see.
+struct DeviceUse {
+  // Somebody holds the disk or one of its partitions exclusively: a mount (of any mount namespace), swap, a
+  // stacked device, mkfs.
+  bool claimed = false;
+  // Processes that have it open: "fio (pid 1234)". Those of other pid namespaces are not seen, and one that
+  // probes in passing (udev's) is: ask twice before refusing because of them. At most 16.
+  std::vector<std::string> openers;
+};
+
+// Thread-safe. Calls are made on ordinary threads, never on one that serves a device's I/O: each blocks until
+// the kernel answers, which needs the generic-netlink lock and, for the calls that open the device, its
+// server. Every wait is bounded: a call that the kernel does not answer in time is left to itself and gives
+// DEADLINE_EXCEEDED; further netlink calls give UNAVAILABLE until it came back. Errors name the device and
+// what to do: FAILED_PRECONDITION (no nbd in this kernel, device busy), PERMISSION_DENIED, NOT_FOUND,
+// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
 class NbdKernel {
  public:
   virtual ~NbdKernel() = default;
 
-  // Returns the index of the device that was connected.
+  // Returns the index of the device that was connected. FAILED_PRECONDITION where the chosen device is taken.
+  // A connect that succeeds after its caller got DEADLINE_EXCEEDED is undone.
   virtual absl::StatusOr<uint32_t> Connect(const ConnectRequest& request) = 0;
   // Starts a disconnect; OK also where nothing was connected. The device is free when Inspect() says so.
   virtual absl::Status Disconnect(uint32_t index) = 0;
+  // With sockets: each replaces one that is dead. OK also where none is dead; such a socket is dropped, which
+  // its other end sees as end-of-file once the caller closed its copy.
   virtual absl::Status Reconfigure(const ReconfigureRequest& request) = 0;
+  // Opens nothing and asks no netlink: cheap, and safe for devices of others.
   virtual absl::StatusOr<DeviceState> Inspect(uint32_t index) = 0;
+  // Opens the device exclusively for an instant. For connected devices of one's own only: the open reads the
+  // partition table where that was not done yet, and an opener keeps a free device from being connected.
+  virtual absl::StatusOr<DeviceUse> FindUse(uint32_t index) = 0;
+  // Returns when a connected device can be used: `size_bytes` in sysfs, a node in /dev, partitions scanned,
+  // the last sector readable.
+  virtual absl::Status WaitUntilUsable(uint32_t index, uint64_t size_bytes, absl::Duration at_most) = 0;
+  // Returns when the kernel has let the device go (DeviceState::IsFree). DEADLINE_EXCEEDED names what holds
+  // it.
+  virtual absl::Status WaitUntilFree(uint32_t index, absl::Duration at_most) = 0;
   // Indexes of all nbd devices there are.
   virtual absl::StatusOr<std::vector<uint32_t>> ListDevices() = 0;
   // Calls `listener` with a device's index each time the kernel reports one of its sockets dead, on a thread
