@@ -1,6 +1,7 @@
 """Abseil's targets that Berth uses, and the libraries of Debian's libabsl-dev behind each."""
 
 ABSL_TARGETS = {
+    "absl/algorithm:container": [],
     "absl/base:core_headers": [],
     "absl/cleanup:cleanup": [],
     "absl/container:flat_hash_map": ["-labsl_raw_hash_set", "-labsl_hash"],
