@@ -8,20 +8,14 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "image/io/monotonic_clock.h"
 
 namespace berth {
 namespace {
-
-int64_t MonotonicNanoseconds() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
-}
 
 absl::Status RingError(int error) {
   const std::string text = absl::StrCat("io_uring is not usable here: io_uring_setup: ", strerror(error));
