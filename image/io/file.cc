@@ -21,29 +21,6 @@ namespace {
 // zeroes pages.
 constexpr uint64_t kLongestInlineAllocate = uint64_t{1} << 20;
 
-absl::Status OpenError(int error, const std::string& path) {
-  absl::Status status = absl::ErrnoToStatus(error, absl::StrCat("cannot open \"", path, "\""));
-  if (error == EISDIR) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", path, "\" is a directory, not an image file"));
-  }
-  if (error == EINVAL) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "cannot open \"", path, "\": its file system has no O_DIRECT; use a cache mode that caches"));
-  }
-  return status;
-}
-
-absl::Status CheckType(const struct stat& info, const std::string& path) {
-  if (S_ISREG(info.st_mode) || S_ISBLK(info.st_mode)) return absl::OkStatus();
-  const char* type = S_ISDIR(info.st_mode)    ? "a directory"
-                     : S_ISFIFO(info.st_mode) ? "a fifo"
-                     : S_ISSOCK(info.st_mode) ? "a socket"
-                     : S_ISCHR(info.st_mode)  ? "a character device"
-                                              : "of an unknown type";
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", path, "\" is ", type, "; an image is a regular file or a block device"));
-}
-
 // A read of one byte with RWF_NOWAIT tells whether the file system knows the flag; what it reads does not
 // matter.
 bool KnowsNowait(int fd) {
@@ -77,6 +54,29 @@ File::File(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(
     inline_writes_ = !synchronous;
     nowait_ = RWF_NOWAIT;
   }
+}
+
+absl::Status File::OpenError(int error, const std::string& path) {
+  absl::Status status = absl::ErrnoToStatus(error, absl::StrCat("cannot open \"", path, "\""));
+  if (error == EISDIR) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", path, "\" is a directory, not an image file"));
+  }
+  if (error == EINVAL) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cannot open \"", path, "\": its file system has no O_DIRECT; use a cache mode that caches"));
+  }
+  return status;
+}
+
+absl::Status File::CheckType(const struct stat& info, const std::string& path) {
+  if (S_ISREG(info.st_mode) || S_ISBLK(info.st_mode)) return absl::OkStatus();
+  const char* type = S_ISDIR(info.st_mode)    ? "a directory"
+                     : S_ISFIFO(info.st_mode) ? "a fifo"
+                     : S_ISSOCK(info.st_mode) ? "a socket"
+                     : S_ISCHR(info.st_mode)  ? "a character device"
+                                              : "of an unknown type";
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", path, "\" is ", type, "; an image is a regular file or a block device"));
 }
 
 absl::StatusOr<File> File::Open(const std::string& path, int flags) {

@@ -10,9 +10,12 @@
 #ifndef BERTH_IMAGE_IO_FILE_H_
 #define BERTH_IMAGE_IO_FILE_H_
 
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "image/io/io_result.h"
@@ -36,6 +39,12 @@ class File {
 
   // Takes over `fd` after the same look at its type.
   static absl::StatusOr<File> Adopt(UniqueFd fd, std::string path);
+
+  // INVALID_ARGUMENT where what `info` describes is neither a regular file nor a block device.
+  static absl::Status CheckType(const struct stat& info, const std::string& path);
+
+  // What Open() says when open(2) of `path` failed with errno `error`.
+  static absl::Status OpenError(int error, const std::string& path);
 
   int fd() const { return fd_.get(); }
   const std::string& path() const { return path_; }

@@ -1,0 +1,80 @@
+#include "image/opener/opener.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "image/memory/memory_device.h"
+#include "image/null/null_device.h"
+#include "image/raw/raw_device.h"
+
+namespace berth {
+namespace {
+
+absl::StatusOr<std::shared_ptr<BlockDevice>> OpenRaw(const ImageSpec& spec, const ImageRoots& roots) {
+  if (spec.size != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("size_bytes is ", spec.size, "; the size of a raw image is that of its file"));
+  }
+  const RawOptions options = {spec.read_only, spec.cache, spec.discard, spec.lock};
+  absl::StatusOr<UniqueFd> fd = roots.OpenFile(spec.path, RawDevice::OpenFlags(options));
+  if (!fd.ok()) return fd.status();
+  return RawDevice::Adopt(*std::move(fd), spec.path, options);
+}
+
+absl::Status CheckHasNoFile(const ImageSpec& spec) {
+  if (!spec.path.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("path is \"", spec.path, "\"; a ", ImageFormatName(spec.format), " image has no file"));
+  }
+  if (spec.size == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("size_bytes is 0; a ", ImageFormatName(spec.format), " image needs a size"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFormat(const ImageSpec& spec, const ImageRoots& roots) {
+  switch (spec.format) {
+    case ImageFormat::kRaw:
+      return OpenRaw(spec, roots);
+    case ImageFormat::kMemory: {
+      if (absl::Status status = CheckHasNoFile(spec); !status.ok()) return status;
+      absl::StatusOr<std::unique_ptr<MemoryDevice>> device = MemoryDevice::Create(spec.size);
+      if (!device.ok()) return device.status();
+      return std::shared_ptr<BlockDevice>(*std::move(device));
+    }
+    case ImageFormat::kNull:
+      if (absl::Status status = CheckHasNoFile(spec); !status.ok()) return status;
+      return std::make_shared<NullDevice>(spec.size);
+  }
+  return absl::InvalidArgumentError(absl::StrCat("unknown image format ", static_cast<int>(spec.format)));
+}
+
+}  // namespace
+
+absl::StatusOr<ImageFormat> ParseImageFormat(absl::string_view name) {
+  for (const ImageFormat format : {ImageFormat::kRaw, ImageFormat::kMemory, ImageFormat::kNull}) {
+    if (name == ImageFormatName(format)) return format;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown image format \"", name.substr(0, 64), "\"; known are raw, memory and null"));
+}
+
+absl::string_view ImageFormatName(ImageFormat format) {
+  switch (format) {
+    case ImageFormat::kRaw:
+      return "raw";
+    case ImageFormat::kMemory:
+      return "memory";
+    case ImageFormat::kNull:
+      return "null";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<std::shared_ptr<BlockDevice>> OpenImage(const ImageSpec& spec, const ImageRoots& roots) {
+  return OpenFormat(spec, roots);
+}
+
+}  // namespace berth
