@@ -20,7 +20,7 @@ def system_library_repositories():
         ":gtest_main": ["-lgmock_main", "-lgmock", "-lgtest", "-pthread"],
     })
     system_repository(name = "com_github_axboe_liburing", targets = {":uring": ["-luring"]})
-    system_repository(name = "com_github_thom311_libnl", targets = {
+    system_repository(name = "com_github_thom311_libnl", include = "/usr/include/libnl3", targets = {
         ":nl": ["-lnl-3"],
         ":nl_genl": ["-lnl-genl-3", "-lnl-3"],
     })
