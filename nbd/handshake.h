@@ -1,0 +1,151 @@
+// Handshake: the server's side of the fixed newstyle negotiation (proto.md, "Handshake"), as a state machine.
+//
+// It does no I/O: its owner sends what output() holds, receives at most wanted() bytes, and hands them to
+// Consume(), in pieces of any size. Reading no more than wanted() keeps what follows the negotiation in the
+// socket, where the transmission phase finds it; it is also what will make an upgrade to TLS safe, as not one
+// byte that was sent in the clear can be taken for one that came encrypted.
+//
+// The seam for TLS: NBD_OPT_STARTTLS is refused in HandleOption(). Once there is a transport that can do it,
+// the option ends in a third outcome beside negotiated and closed, "upgrade": the owner wraps the socket and
+// goes on with a fresh Handshake that skips the greeting, as no negotiated state may survive
+// (NBD_OPT_STARTTLS). The seam for extended headers: another ReplyStyle, chosen where kStructured is.
+//
+// Memory is bounded by HandshakeOptions::max_option_length and some 64 KiB of replies: a client that asks and
+// does not listen is not read from, and a list of exports is written as it is sent.
+//
+// Thread: confined to one. Lifetime: the directory outlives it. It holds no reference to an export between
+// calls, until one is negotiated.
+#ifndef BERTH_NBD_HANDSHAKE_H_
+#define BERTH_NBD_HANDSHAKE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "nbd/export.h"
+#include "nbd/negotiated.h"
+#include "nbd/option_data.h"
+#include "nbd/wire.h"
+
+namespace berth::nbd {
+
+struct HandshakeOptions {
+  // A client that sends more options than this is cut off.
+  uint32_t max_options = 1024;
+  // Data that an option may carry, in bytes; at least 4,096 + 6. Longer is answered NBD_REP_ERR_TOO_BIG.
+  uint32_t max_option_length = 64 << 10;
+  // Bytes that are read only to be thrown away, over all options; a client that needs more is cut off.
+  uint64_t max_ignored_bytes = 1 << 20;
+  // Which export the empty name means: the one with the empty name, as in qemu and nbdkit. With this, where
+  // there is none and the directory has exactly one export, that one.
+  bool sole_export_is_default = true;
+};
+
+class Handshake {
+ public:
+  // Asked before an export is given to the client. An error refuses it, and its text is the client's answer
+  // (NBD_REP_ERR_POLICY). Must not block.
+  using Admit = absl::AnyInvocable<absl::Status(const Export&)>;
+
+  // A new connection, to which the greeting is to be sent.
+  Handshake(const ExportDirectory& directory, const HandshakeOptions& options, Admit admit);
+  Handshake(const Handshake&) = delete;
+  Handshake& operator=(const Handshake&) = delete;
+
+  // Bytes to send; they stay until Sent(). What is left of them is to be sent even when finished().
+  absl::Span<const uint8_t> output() const;
+  // The first `count` bytes of output() were sent.
+  void Sent(size_t count);
+
+  // The most bytes to receive now: 0 while there is output, and once finished.
+  size_t wanted() const;
+  // Takes bytes that were received; returns how many of them, which is all where they were at most wanted().
+  size_t Consume(absl::Span<const uint8_t> bytes);
+
+  // The server is stopping: from now on options are answered NBD_REP_ERR_SHUTDOWN.
+  void BeginShutdown() { shutting_down_ = true; }
+
+  // Nothing more will be read. The connection goes on to the transmission phase, or is closed.
+  bool finished() const { return phase_ == Phase::kNegotiated || phase_ == Phase::kClosed; }
+  bool negotiated() const { return phase_ == Phase::kNegotiated; }
+
+  // What was agreed on, once negotiated(). Once.
+  Negotiated TakeNegotiated() { return std::move(negotiated_); }
+
+  // Why the connection is to be closed, once finished() and not negotiated(): CANCELLED where the client said
+  // good-bye, NOT_FOUND, PERMISSION_DENIED or UNAVAILABLE where it asked by NBD_OPT_EXPORT_NAME for what it
+  // cannot have, INVALID_ARGUMENT where it broke the protocol, RESOURCE_EXHAUSTED where it went past a limit.
+  const absl::Status& close_reason() const { return close_reason_; }
+
+ private:
+  enum class Phase : uint8_t { kClientFlags, kOptionHeader, kOptionData, kIgnoredData, kNegotiated, kClosed };
+
+  void Expect(Phase phase, uint64_t bytes);
+  void Advance();
+  void Close(absl::Status reason);
+
+  void HandleClientFlags();
+  void HandleOptionHeader();
+  // The current option, with its data in input_, or with its data thrown away.
+  void HandleOption();
+  void HandleIgnoredOption();
+  void HandleExportName();
+  void HandleInfo();
+  void HandleStructuredReply();
+  void HandleMetaContext();
+
+  struct Found {
+    std::shared_ptr<const Export> served;
+    std::string error;  // For the client, where there is none.
+  };
+  Found FindExport(absl::string_view name) const;
+  void FinishWith(std::shared_ptr<const Export> served);
+  void ContinueList();
+
+  uint8_t* Append(size_t size);
+  void AppendText(absl::string_view text);
+  void ReplyHeader(OptionReply type, size_t length);
+  void ReplyError(OptionReply type, absl::string_view text);
+  void ReplyInfo(const Export& served, const InfoRequest& request);
+  void ReplyInfoText(InfoType type, absl::string_view text);
+
+  const ExportDirectory& directory_;
+  const HandshakeOptions options_;
+  Admit admit_;
+
+  Phase phase_ = Phase::kClientFlags;
+  uint64_t missing_ = 0;        // Bytes until the phase's message is complete.
+  std::vector<uint8_t> input_;  // Of the message so far; empty for ignored data.
+  std::vector<uint8_t> output_;
+  size_t sent_ = 0;  // Of output_.
+
+  bool fixed_newstyle_ = false;  // The client speaks it.
+  bool no_zeroes_ = false;
+  bool shutting_down_ = false;
+  OptionHeader option_;   // The current one.
+  bool too_big_ = false;  // Its data was, and is ignored.
+  uint32_t option_count_ = 0;
+  uint64_t ignored_bytes_ = 0;
+
+  // NBD_OPT_LIST under way: where it goes on, by name, as exports come and go while a slow client reads.
+  bool listing_ = false;
+  bool list_started_ = false;
+  std::string last_listed_;
+
+  // What NBD_OPT_SET_META_CONTEXT chose, and for which export.
+  std::vector<MetaContext> contexts_;
+  std::string contexts_export_;
+
+  Negotiated negotiated_;
+  absl::Status close_reason_;
+};
+
+}  // namespace berth::nbd
+
+#endif  // BERTH_NBD_HANDSHAKE_H_
