@@ -27,6 +27,9 @@ finish() {
   sleep 60
 }
 
+modules=
+working_directory=/
+command=(false)
 # shellcheck source=/dev/null
 source "$out/job"
 

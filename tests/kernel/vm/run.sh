@@ -12,8 +12,9 @@
 # --expect-kernel-message announced it. Nothing is left behind, whichever way it ends. Several can run at once.
 set -euo pipefail
 
-readonly COMPLAINTS='BUG:|BUG at|WARNING:|Oops|general protection|Call Trace|hung task|blocked for more than|I/O error|EXT4-fs error|XFS .*(error|Corruption)'
-readonly HERE=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
+COMPLAINTS='BUG:|BUG at|WARNING:|Oops|general protection|Call Trace|hung task|blocked for more than|I/O error|EXT4-fs error|XFS .*(error|Corruption)'
+readonly COMPLAINTS
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
 die() {
   echo "vm: $*" >&2
@@ -68,6 +69,7 @@ fi
 
 run=$(mktemp -d "${TMPDIR:-/tmp}/berth-vm.XXXXXX")
 started=()
+# shellcheck disable=SC2317  # Called by the trap.
 cleanup() {
   local pid
   for pid in "${started[@]}"; do
@@ -84,7 +86,7 @@ trap 'exit 130' INT HUP
 
 out=$run/out
 mkdir "$out"
-cp "$HERE/init.sh" "$out/init.sh"
+cp "$here/init.sh" "$out/init.sh"
 {
   printf 'command=('
   printf '%q ' "$@"
@@ -104,7 +106,7 @@ fi
 
 # --- An accelerator that really runs instructions: /dev/kvm may exist and its virtual CPU be a slow, partial imitation.
 
-accelerator=(-accel tcg,thread=multi -cpu max)
+accelerator=(-accel "tcg,thread=multi" -cpu max)
 if [[ -w /dev/kvm ]]; then
   # A whole BIOS: fld1, which no emulation of KVM's knows; mov $0x10, %al; out %al, $0xf4; hlt. The exit device turns
   # 0x10 into status 33. Where fld1 is not run the machine only stops, with a message.
@@ -128,6 +130,7 @@ fi
 
 # --- Start it.
 
+# A process that outlives this script, killed with -9, would keep its memory: each dies with its parent.
 begin=$EPOCHREALTIME
 setpriv --pdeathsig KILL "$virtiofsd" --socket-path="$run/fs.sock" --rlimit-nofile=0 \
   -o source=/ -o cache=always -o sandbox=chroot -o no_posix_lock -o xattr -o log_level=err >"$run/virtiofsd.log" 2>&1 &
@@ -146,7 +149,7 @@ started+=($!)
 # Soft lockups and stalls are what a busy host does to an emulated CPU: they say nothing about Berth.
 append="rootfstype=virtiofs root=berthroot rw init=$out/init.sh console=ttyS0 panic=-1 loglevel=5 nosoftlockup"
 append+=" rcupdate.rcu_cpu_stall_suppress=1 mitigations=off random.trust_cpu=on berth.out=$out"
-setpriv --pdeathsig KILL timeout --foreground --kill-after=5 "$timeout" "$qemu" "${accelerator[@]}" -machine q35 \
+setpriv --pdeathsig KILL timeout --foreground --kill-after=5 "$timeout" setpriv --pdeathsig KILL "$qemu" "${accelerator[@]}" -machine q35 \
   -smp "$cpus" -m "$memory" -object "memory-backend-memfd,id=mem,size=${memory}M,share=on" -numa node,memdev=mem \
   -nodefaults -display none -no-reboot -kernel "$image" -append "$append" \
   -chardev "socket,id=fs,path=$run/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=berthroot \
