@@ -17,6 +17,9 @@
 namespace berth {
 namespace {
 
+// The user data of completions that nobody waits for.
+constexpr uintptr_t kUnawaited = 1;
+
 absl::Status RingError(int error) {
   const std::string text = absl::StrCat("io_uring is not usable here: io_uring_setup: ", strerror(error));
   switch (error) {
@@ -156,6 +159,7 @@ void Reactor::HandleCompletions() {
       ArmWakeup();
       continue;
     }
+    if (reinterpret_cast<uintptr_t>(operation) == kUnawaited) continue;
     operation->result_ = result;
     operation->waiter_.resume();
   }
@@ -219,6 +223,12 @@ Reactor::Operation Reactor::Receive(int socket, void* buffer, size_t size, int f
   return Operation(this, sqe);
 }
 
+Reactor::Operation Reactor::ReceiveMessage(int socket, msghdr* message, int flags) {
+  io_uring_sqe sqe = {};
+  io_uring_prep_recvmsg(&sqe, socket, message, flags);
+  return Operation(this, sqe);
+}
+
 Reactor::Operation Reactor::SendMessage(int socket, const msghdr* message, int flags) {
   io_uring_sqe sqe = {};
   io_uring_prep_sendmsg(&sqe, socket, message, flags | MSG_NOSIGNAL);
@@ -241,6 +251,12 @@ Reactor::Operation Reactor::Connect(int socket, const sockaddr* address, socklen
   io_uring_sqe sqe = {};
   io_uring_prep_connect(&sqe, socket, const_cast<sockaddr*>(address), length);
   return Operation(this, sqe);
+}
+
+void Reactor::Cancel(Operation& operation) {
+  io_uring_sqe* sqe = NextSqe();
+  io_uring_prep_cancel(sqe, &operation, 0);
+  io_uring_sqe_set_data64(sqe, kUnawaited);
 }
 
 Reactor::Timer::Timer(Reactor& reactor, absl::Duration delay, absl::AnyInvocable<void()> function)

@@ -102,12 +102,17 @@ class Reactor {
   // `mode` is fallocate(2)'s.
   Operation Fallocate(int fd, int mode, uint64_t offset, uint64_t length);
   Operation Receive(int socket, void* buffer, size_t size, int flags = 0);
+  Operation ReceiveMessage(int socket, msghdr* message, int flags = 0);
   Operation SendMessage(int socket, const msghdr* message, int flags = 0);
   // Returns a new descriptor, closed on exec. shutdown(2) of the socket ends a pending one with an error.
   Operation Accept(int socket);
   // `events` are poll(2)'s; the result has the same form.
   Operation Poll(int fd, unsigned events);
   Operation Connect(int socket, const sockaddr* address, socklen_t length);
+
+  // Asks for an early end of `operation`, which is under way and not a Read or Write of a file: it completes
+  // with -ECANCELED, or with its result where that came first.
+  void Cancel(Operation& operation);
 
   // A function to be called once, at the earliest `delay` from now; destroying the Timer takes it back.
   // Thread: the reactor's, its destructor too.

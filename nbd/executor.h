@@ -1,0 +1,117 @@
+// Executor: serves the checked requests of one connection from a channel, and answers them.
+//
+// A request that completes at once, as what is cached does, costs no coroutine frame and no allocation;
+// others wait in a coroutine of their own, which owns their buffer until completion. Replies leave in the
+// order of completion. All that complete in one batch, or in one turn of the reactor, are sent together.
+//
+// Thread: confined to its reactor. Lifetime: Drain() is awaited before it is destroyed; channel, transport
+// and what was negotiated outlive it.
+#ifndef BERTH_NBD_EXECUTOR_H_
+#define BERTH_NBD_EXECUTOR_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/types/span.h"
+#include "image/block/block_device.h"
+#include "image/io/gate.h"
+#include "image/io/io_result.h"
+#include "image/io/reactor.h"
+#include "image/io/task.h"
+#include "nbd/buffer_pool.h"
+#include "nbd/negotiated.h"
+#include "nbd/reply_queue.h"
+#include "nbd/request_check.h"
+#include "nbd/transport.h"
+#include "nbd/wire.h"
+
+namespace berth::nbd {
+
+// What one connection may hold.
+struct FlightLimits {
+  size_t bytes = 0;
+  size_t requests = 0;
+};
+
+class Executor {
+ public:
+  // `on_sent` is called when replies have left, and there may be room for more requests.
+  Executor(Reactor& reactor, BlockChannel& channel, const Negotiated& negotiated, Transport& transport,
+           const FlightLimits& limits, absl::AnyInvocable<void()> on_sent);
+
+  // Requests whose reply has not left yet.
+  size_t requests_in_flight() const { return requests_in_flight_; }
+  // The connection's memory in buffers; whoever allocates for it charges it here.
+  size_t* bytes_held() { return &bytes_held_; }
+  BufferPool& pool() { return pool_; }
+
+  // Whether one more request that takes a buffer of `bytes` is within the limits. Always true while nothing
+  // is in flight.
+  bool HasRoomFor(size_t bytes) const;
+
+  // Between these, requests are given to the functions below; EndBatch() sends what is ready.
+  void BeginBatch();
+  void EndBatch();
+  // Payload bytes of the current batch.
+  size_t batch_bytes() const { return batch_bytes_; }
+
+  void Refuse(const Request& request, const Refusal& refusal);
+  // `data` lies in `owner`, which is released on completion.
+  void Write(const Request& request, absl::Span<const uint8_t> data, Buffer owner);
+  // Every command but WRITE and DISC.
+  void Serve(const Request& request);
+
+  // Returns when everything is answered, or dropped on a broken connection.
+  auto Drain() { return gate_.Close(); }
+
+  void ShrinkToIdle() { replies_.ShrinkToIdle(); }
+
+ private:
+  struct Completion {
+    Operation operation;
+    uint64_t bytes;
+    int64_t started;
+    IoResult result;
+  };
+
+  void ServeRead(const Request& request);
+  // Takes the result where it is there already, else waits for it in a coroutine.
+  void Run(const Request& request, Task<IoResult> task, Buffer buffer);
+  Task<void> Await(Request request, Task<IoResult> task, Buffer buffer, int64_t started, Gate::Holder holder);
+  Task<IoResult> DiscardAndFlush(uint64_t offset, uint64_t length);
+  Task<void> ServeBlockStatus(Request request, int64_t started, Gate::Holder holder);
+
+  void Finish(const Request& request, IoResult result, Buffer payload, int64_t started);
+  void AnswerSuccess(const Request& request, Buffer payload);
+  void AnswerError(const Request& request, const Refusal& refusal);
+  void AnswerBlockStatus(const Request& request, const std::vector<Extent>& extents);
+  void Observe(const Request& request, IoResult result, int64_t started);
+  void Answered();
+  Task<void> FlushAtEndOfTurn(Gate::Holder holder);
+  void Flush();
+
+  Reactor& reactor_;
+  BlockChannel& channel_;
+  const Negotiated& negotiated_;
+  const FlightLimits limits_;
+  RequestObserver* const observer_;  // May be null.
+  BufferPool& pool_;
+  absl::AnyInvocable<void()> on_sent_;
+
+  size_t requests_in_flight_ = 0;
+  size_t bytes_held_ = 0;
+  bool in_batch_ = false;
+  bool flush_scheduled_ = false;
+  size_t batch_bytes_ = 0;
+  int64_t batch_started_ = 0;            // CLOCK_MONOTONIC, ns; only for the observer.
+  std::vector<Completion> completions_;  // Since the last flush; only for the observer.
+  Gate gate_;
+  ReplyQueue replies_;
+};
+
+}  // namespace berth::nbd
+
+#endif  // BERTH_NBD_EXECUTOR_H_

@@ -1,0 +1,90 @@
+#include "nbd/request_check.h"
+
+#include <cerrno>
+
+namespace berth::nbd {
+namespace {
+
+// What stands in the specification about one command.
+struct Rule {
+  uint16_t needed_flag = 0;    // The transmission flag that exposes it.
+  uint16_t command_flags = 0;  // Those that may be set, beside FUA.
+  bool writes = false;
+  bool has_payload = false;  // In either direction.
+  bool known = true;
+};
+
+Rule RuleFor(const Request& request) {
+  switch (request.command) {
+    case Command::kRead:
+      return {.command_flags = kCommandFlagDf, .has_payload = true};
+    case Command::kWrite:
+      return {.writes = true, .has_payload = true};
+    case Command::kFlush:
+      return {.needed_flag = kFlagSendFlush};
+    case Command::kTrim:
+      return {.needed_flag = kFlagSendTrim, .writes = true};
+    case Command::kCache:
+      return {.needed_flag = kFlagSendCache};
+    case Command::kWriteZeroes:
+      return {.needed_flag = kFlagSendWriteZeroes,
+              .command_flags = kCommandFlagNoHole | kCommandFlagFastZero,
+              .writes = true};
+    case Command::kBlockStatus:
+      return {.command_flags = kCommandFlagReqOne};
+    case Command::kDisconnect:
+    case Command::kResize:
+      break;
+  }
+  return {.known = false};
+}
+
+uint16_t AllowedFlags(const Rule& rule, uint16_t transmission_flags) {
+  uint16_t allowed = rule.command_flags;
+  if ((transmission_flags & kFlagSendFua) != 0) allowed |= kCommandFlagFua;
+  if ((transmission_flags & kFlagSendDf) == 0) allowed &= static_cast<uint16_t>(~kCommandFlagDf);
+  if ((transmission_flags & kFlagSendFastZero) == 0) allowed &= static_cast<uint16_t>(~kCommandFlagFastZero);
+  return allowed;
+}
+
+Refusal CheckRange(const Request& request, const Rule& rule, const RequestBounds& bounds) {
+  if (request.offset <= bounds.size && request.length <= bounds.size - request.offset) return {};
+  // "Error values": ENOSPC for writes and zeroes, EINVAL for the others, trim among them.
+  const bool no_space = rule.writes && request.command != Command::kTrim;
+  Refusal refusal = {no_space ? ENOSPC : EINVAL, "the range goes past the end of the export", {}};
+  if (request.offset < bounds.size) refusal.offset = bounds.size;
+  return refusal;
+}
+
+}  // namespace
+
+Refusal CheckRequest(const Request& request, const RequestBounds& bounds) {
+  if (bounds.stopping) return {ESHUTDOWN, "the server is shutting down", {}};
+  const Rule rule = RuleFor(request);
+  if (!rule.known) return {EINVAL, "unknown command", {}};
+  if (rule.writes && (bounds.transmission_flags & kFlagReadOnly) != 0) {
+    return {EPERM, "the export is read-only", {}};
+  }
+  if ((rule.needed_flag & ~bounds.transmission_flags) != 0) {
+    return {EINVAL, "the export does not offer this command", {}};
+  }
+  if ((request.flags & ~AllowedFlags(rule, bounds.transmission_flags)) != 0) {
+    return {EINVAL, "a command flag is unknown, or not for this command", {}};
+  }
+  if (request.command == Command::kFlush) {
+    if (request.offset == 0 && request.length == 0) return {};
+    return {EINVAL, "a flush has neither offset nor length", {}};
+  }
+  if (request.command == Command::kBlockStatus) {
+    if (!bounds.has_contexts) return {EINVAL, "no metadata context was selected", {}};
+    if (request.length == 0) return {EINVAL, "a block status of no bytes", {}};
+  }
+  if (rule.has_payload && request.length > kMaxPayload) {
+    // NBD_CMD_READ: a client with structured replies knows EOVERFLOW and tries again with less.
+    const bool overflow = request.command == Command::kRead && bounds.reply_style != ReplyStyle::kSimple;
+    return {overflow ? EOVERFLOW : EINVAL, "more than 32 MiB in one request", {}};
+  }
+  return CheckRange(request, rule, bounds);
+}
+
+}  // namespace berth::nbd
