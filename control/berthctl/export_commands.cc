@@ -1,0 +1,292 @@
+// berthctl export create|list|show|update|delete
+#include <memory>
+#include <string>
+
+#include "CLI/App.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "berth/v1/exports.grpc.pb.h"
+#include "control/berthctl/command.h"
+#include "control/berthctl/listing.h"
+#include "control/berthctl/option_values.h"
+#include "control/berthctl/server.h"
+#include "control/berthctl/size_text.h"
+#include "control/berthctl/time_text.h"
+
+namespace berth::berthctl {
+namespace {
+
+using Stub = v1::ExportService::StubInterface;
+
+std::unique_ptr<Stub> NewStub(Server& server) { return v1::ExportService::NewStub(server.channel()); }
+
+std::string Limit(const v1::RateLimit& limit) {
+  std::string text;
+  if (limit.operations_per_second() > 0) {
+    text = absl::StrCat(limit.operations_per_second(), " operations/s");
+    if (limit.burst_operations() > 0) absl::StrAppend(&text, " (burst ", limit.burst_operations(), ")");
+  }
+  if (limit.bytes_per_second() > 0) {
+    absl::StrAppend(&text, text.empty() ? "" : ", ", FormatSize(limit.bytes_per_second()), "/s");
+    if (limit.burst_bytes() > 0) absl::StrAppend(&text, " (burst ", FormatSize(limit.burst_bytes()), ")");
+  }
+  return text.empty() ? "none" : text;
+}
+
+// "raw /srv/disk.raw".
+std::string ImageText(const v1::Image& image) {
+  const std::string format = EnumName(v1::ImageFormat_descriptor(), image.format());
+  return image.path().empty() ? format : absl::StrCat(format, " ", image.path());
+}
+
+void PrintExport(Console& console, const v1::Export& shown) {
+  if (console.json) return PrintJson(console.out, shown);
+  const v1::ExportSpec& spec = shown.spec();
+  const v1::Image& image = spec.image();
+  std::ostream& out = console.out;
+  out << "name:         " << Printable(shown.name()) << '\n'
+      << "image:        " << Printable(ImageText(image)) << '\n'
+      << "size:         " << FormatExactSize(shown.size_bytes()) << '\n'
+      << "access:       "
+      << (spec.read_only()        ? "read-only"
+          : spec.shared_writers() ? "shared writers"
+                                  : "one writer")
+      << '\n'
+      << "cache:        "
+      << (image.cache() == 0 ? "writeback" : EnumName(v1::CacheMode_descriptor(), image.cache())) << '\n'
+      << "discard:      "
+      << (image.discard() == 0 ? "unmap" : EnumName(v1::DiscardMode_descriptor(), image.discard())) << '\n';
+  if (spec.offset_bytes() != 0 || spec.length_bytes() != 0) {
+    out << "part:         from byte " << spec.offset_bytes() << ", "
+        << (spec.length_bytes() == 0 ? "to the end" : absl::StrCat(spec.length_bytes(), " bytes")) << '\n';
+  }
+  out << "rate limit:   " << Limit(spec.rate_limit()) << '\n';
+  if (!spec.description().empty()) out << "description:  " << Printable(spec.description()) << '\n';
+  out << "created:      " << TimeText(shown.create_time()) << '\n'
+      << "connections:  " << shown.connections() << '\n'
+      << "attachments:  "
+      << (shown.attachments().empty() ? "none" : Printable(absl::StrJoin(shown.attachments(), ", "))) << '\n';
+  if (!shown.error().empty()) out << "error:        " << Printable(shown.error()) << '\n';
+  out << std::flush;
+}
+
+// Options that set the four numbers of a rate limit; `limit` is called where one is given.
+void AddRateLimit(CLI::App& command, const std::function<v1::RateLimit*()>& limit) {
+  command
+      .add_option_function<uint64_t>(
+          "--iops", [limit](const uint64_t& number) { limit()->set_operations_per_second(number); },
+          "At most so many operations a second; 0 is no limit")
+      ->type_name("NUMBER");
+  command
+      .add_option_function<uint64_t>(
+          "--iops-burst", [limit](const uint64_t& number) { limit()->set_burst_operations(number); },
+          "What may be used at once after a pause")
+      ->type_name("NUMBER");
+  AddSize(command, "--bps", "At most so many bytes a second; 0 is no limit",
+          [limit](uint64_t bytes) { limit()->set_bytes_per_second(bytes); });
+  AddSize(command, "--bps-burst", "What may be used at once after a pause",
+          [limit](uint64_t bytes) { limit()->set_burst_bytes(bytes); });
+}
+
+template <typename Request>
+void AddName(CLI::App& command, const std::shared_ptr<Request>& request) {
+  command
+      .add_option_function<std::string>(
+          "export", [request](const std::string& name) { request->set_name(name); }, "The export's name")
+      ->required()
+      ->type_name("NAME");
+}
+
+void AddImageOptions(CLI::App& command, const std::shared_ptr<v1::CreateExportRequest>& request) {
+  v1::Image* image = request->mutable_spec()->mutable_image();
+  image->set_format(v1::IMAGE_FORMAT_RAW);
+  command
+      .add_option_function<std::string>(
+          "image", [image, request](const std::string& path) { image->set_path(path); },
+          "The image's absolute path; left out for the formats memory and null")
+      ->type_name("PATH");
+  AddEnum(command, "--format,-f", "Format (raw where it is left out)", v1::ImageFormat_descriptor(),
+          [image, request](int format) { image->set_format(static_cast<v1::ImageFormat>(format)); });
+  AddEnum(command, "--cache", "Cache mode (writeback)", v1::CacheMode_descriptor(),
+          [image, request](int cache) { image->set_cache(static_cast<v1::CacheMode>(cache)); });
+  AddEnum(command, "--discard", "What a discard does (unmap)", v1::DiscardMode_descriptor(),
+          [image, request](int mode) { image->set_discard(static_cast<v1::DiscardMode>(mode)); });
+  AddSize(command, "--size", "Size of a memory or null image",
+          [image, request](uint64_t size) { image->set_size_bytes(size); });
+}
+
+void AddCreate(CLI::App& group, Action& chosen) {
+  CLI::App& command = *group.add_subcommand("create", "Open an image and give it a name");
+  const auto request = std::make_shared<v1::CreateExportRequest>();
+  v1::ExportSpec* spec = request->mutable_spec();
+  AddName(command, request);
+  AddImageOptions(command, request);
+  command.add_flag_callback(
+      "--read-only,-r", [spec] { spec->set_read_only(true); }, "Refuse writes");
+  command.add_flag_callback(
+      "--shared-writers", [spec] { spec->set_shared_writers(true); },
+      "Its users coordinate their writes: it may be attached and served several times at once");
+  command.add_option_function<std::string>(
+      "--description,-D", [spec](const std::string& text) { spec->set_description(text); },
+      "Free text for clients that ask");
+  AddSize(command, "--offset,-o", "Show the image from here on",
+          [spec](uint64_t offset) { spec->set_offset_bytes(offset); });
+  AddSize(command, "--length", "Show so much of it (up to the end)",
+          [spec](uint64_t length) { spec->set_length_bytes(length); });
+  AddRateLimit(command, [spec] { return spec->mutable_rate_limit(); });
+  command.footer(
+      "Examples:\n"
+      "  berthctl export create disk /srv/images/disk.raw\n"
+      "  berthctl export create base /srv/images/base.raw --read-only\n"
+      "  berthctl export create db /srv/images/db.raw --cache=none --iops=2000 --bps=200M\n"
+      "  berthctl export create scratch --format=memory --size=1G");
+  command.callback([request, &chosen] {
+    chosen = [request](Server& server) {
+      const auto stub = NewStub(server);
+      v1::Export made;
+      const ExitCode code = server.Call(
+          absl::StrCat("export create ", request->name()),
+          [&](grpc::ClientContext* context) { return stub->CreateExport(context, *request, &made); });
+      if (code == ExitCode::kSuccess) PrintExport(server.console(), made);
+      return code;
+    };
+  });
+}
+
+ExitCode List(Server& server) {
+  v1::ListExportsResponse all;
+  const ExitCode code = ListExports(server, &all);
+  if (code != ExitCode::kSuccess) return code;
+  Console& console = server.console();
+  if (console.json) {
+    PrintJson(console.out, all);
+    return code;
+  }
+  Table table({"NAME", "SIZE", "CONNECTIONS", "ACCESS", "ATTACHMENTS", "IMAGE"}, 1, 2);
+  for (const v1::Export& one : all.exports()) {
+    table.Add({one.name(), FormatSize(one.size_bytes()), absl::StrCat(one.connections()),
+               one.spec().read_only() ? "ro" : "rw",
+               one.attachments().empty() ? "-" : absl::StrJoin(one.attachments(), ","),
+               one.error().empty() ? ImageText(one.spec().image()) : absl::StrCat("ERROR: ", one.error())});
+  }
+  table.Print(console.out);
+  return code;
+}
+
+void AddListAndShow(CLI::App& group, Action& chosen) {
+  CLI::App& list = *group.add_subcommand("list", "Show every export");
+  list.footer(
+      "Examples:\n"
+      "  berthctl export list\n"
+      "  berthctl export list --json | jq -r '.exports[].name'");
+  list.callback([&chosen] { chosen = List; });
+
+  CLI::App& show = *group.add_subcommand("show", "Show one export with all its settings");
+  const auto request = std::make_shared<v1::GetExportRequest>();
+  AddName(show, request);
+  show.footer(
+      "Examples:\n"
+      "  berthctl export show disk");
+  show.callback([request, &chosen] {
+    chosen = [request](Server& server) {
+      const auto stub = NewStub(server);
+      v1::Export found;
+      const ExitCode code = server.Call(
+          absl::StrCat("export show ", request->name()),
+          [&](grpc::ClientContext* context) { return stub->GetExport(context, *request, &found); });
+      if (code == ExitCode::kSuccess) PrintExport(server.console(), found);
+      return code;
+    };
+  });
+}
+
+// Names `path` in the mask once.
+void Mask(v1::UpdateExportRequest& request, const char* path) {
+  for (const std::string& named : request.update_mask().paths()) {
+    if (named == path) return;
+  }
+  request.mutable_update_mask()->add_paths(path);
+}
+
+void AddUpdate(CLI::App& group, Action& chosen) {
+  CLI::App& command = *group.add_subcommand("update", "Change an export while it is in use");
+  const auto request = std::make_shared<v1::UpdateExportRequest>();
+  AddName(command, request);
+  AddSize(command, "--size", "Resize the image; attached devices follow", [request](uint64_t size) {
+    Mask(*request, "size_bytes");
+    request->set_size_bytes(size);
+  });
+  command.add_flag_callback(
+      "--allow-shrink", [request] { request->set_allow_shrink(true); },
+      "A smaller size is meant, and what lies beyond may go");
+  command.add_option_function<std::string>(
+      "--description,-D",
+      [request](const std::string& text) {
+        Mask(*request, "description");
+        request->set_description(text);
+      },
+      "Free text for clients that ask");
+  AddRateLimit(command, [request] {
+    Mask(*request, "rate_limit");
+    return request->mutable_rate_limit();
+  });
+  command.footer(
+      "The options of the rate limit are set together: those left out become 'no limit'.\n\n"
+      "Examples:\n"
+      "  berthctl export update disk --size=20G\n"
+      "  berthctl export update disk --iops=500 --bps=50M\n"
+      "  berthctl export update disk --iops=0");
+  command.callback([request, &chosen] {
+    if (request->update_mask().paths().empty()) {
+      throw CLI::ValidationError("nothing to change; give --size, --description, --iops or --bps");
+    }
+    chosen = [request](Server& server) {
+      const auto stub = NewStub(server);
+      v1::Export changed;
+      const ExitCode code = server.Call(
+          absl::StrCat("export update ", request->name()),
+          [&](grpc::ClientContext* context) { return stub->UpdateExport(context, *request, &changed); });
+      if (code == ExitCode::kSuccess) PrintExport(server.console(), changed);
+      return code;
+    };
+  });
+}
+
+void AddDelete(CLI::App& group, Action& chosen) {
+  CLI::App& command = *group.add_subcommand("delete", "Close an export's image and forget the name");
+  const auto request = std::make_shared<v1::DeleteExportRequest>();
+  AddName(command, request);
+  command.add_flag_callback(
+      "--force", [request] { request->set_force(true); }, "Disconnect clients that are served");
+  command.add_flag_callback(
+      "--allow-missing", [request] { request->set_allow_missing(true); }, "Succeed where there is none");
+  command.footer(
+      "The image file stays. An attached export is detached first: berthctl detach.\n\n"
+      "Examples:\n"
+      "  berthctl export delete disk\n"
+      "  berthctl export delete disk --force --allow-missing");
+  command.callback([request, &chosen] {
+    chosen = [request](Server& server) {
+      const auto stub = NewStub(server);
+      google::protobuf::Empty empty;
+      const ExitCode code = server.Call(
+          absl::StrCat("export delete ", request->name()),
+          [&](grpc::ClientContext* context) { return stub->DeleteExport(context, *request, &empty); });
+      if (code == ExitCode::kSuccess && server.console().json) PrintJson(server.console().out, empty);
+      return code;
+    };
+  });
+}
+
+}  // namespace
+
+void AddExportCommands(CLI::App& app, Action& chosen) {
+  CLI::App& group = *app.add_subcommand("export", "Make, show, change and delete exports");
+  group.require_subcommand(1);
+  AddCreate(group, chosen);
+  AddListAndShow(group, chosen);
+  AddUpdate(group, chosen);
+  AddDelete(group, chosen);
+}
+
+}  // namespace berth::berthctl
