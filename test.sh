@@ -1,0 +1,109 @@
+#!/bin/bash
+# Runs every test there is, and installs what they need first (Debian 12, root).
+#
+#   ./test.sh             everything
+#   ./test.sh --fast      format, and the tests of the default configuration that need no virtual machine
+#   ./test.sh STAGE...    some of: format default asan tsan clang opt
+#
+# The last line is "N passed, N failed, N skipped". It counts test cases, and one for each check that has none (a format
+# check, a build). A target that does not build is one that failed.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+
+export HOME=${HOME:-/root} LC_ALL=C.UTF-8
+readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/berth
+readonly CACHE_LIMIT_MIB=12288
+
+fast=
+stages=()
+for argument in "$@"; do
+  case "$argument" in
+    --fast) fast=1 ;;
+    format | default | asan | tsan | clang | opt) stages+=("$argument") ;;
+    *)
+      sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+      exit 2
+      ;;
+  esac
+done
+if [[ ${#stages[@]} -eq 0 ]]; then
+  stages=(format default asan tsan clang opt)
+  [[ -z $fast ]] || stages=(format default)
+fi
+
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+
+# Folders whose code is compiled with sanitizers: everything but gRPC's users, which Debian's uninstrumented gRPC would
+# drown in false reports.
+sanitized=()
+for folder in image nbd netlink tests/conformance tests/fakes tests/fuzz tests/hostile; do
+  [[ -d $folder ]] && sanitized+=("//$folder/...")
+done
+
+# GCC 12's sanitizers do not know address spaces with more random bits than this.
+sanitizer_options=()
+if [[ $(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 28) -gt 28 ]] && setarch -R true 2>/dev/null; then
+  sanitizer_options=("--run_under=setarch -R")
+fi
+
+# bazel_tests STAGE OPTION... TARGET...
+bazel_tests() {
+  local stage=$1 status=0
+  shift
+  bazel test --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress \
+    --build_event_json_file="$results/$stage.json" "$@" </dev/null || status=$?
+  /usr/bin/python3 .ci/results.py stage "$stage" "$results/$stage.json" "$status" "$results/cases"
+}
+
+# check NAME COMMAND...
+check() {
+  local name=$1 status=0
+  shift
+  "$@" </dev/null || status=$?
+  /usr/bin/python3 .ci/results.py check "$name" "$status" "$results/cases"
+}
+
+bazel_build() {
+  bazel build --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress "$@"
+}
+
+run_stage() {
+  case "$1" in
+    format)
+      check clang-format .ci/format.sh clang-format
+      check buildifier .ci/format.sh buildifier
+      check shellcheck .ci/format.sh shellcheck
+      ;;
+    default)
+      if [[ -n $fast ]]; then
+        bazel_tests default --test_tag_filters=-vm --build_tests_only //...
+      else
+        bazel_tests default //...
+      fi
+      ;;
+    asan) bazel_tests asan --config=asan --build_tests_only --test_tag_filters=-vm,-no-asan "${sanitizer_options[@]}" "${sanitized[@]}" ;;
+    tsan) bazel_tests tsan --config=tsan --build_tests_only --test_tag_filters=-vm,-no-tsan "${sanitizer_options[@]}" "${sanitized[@]}" ;;
+    clang) check clang-build bazel_build --config=clang //... ;;
+    opt) check opt-build bazel_build --config=opt //control/... //tests/bench/... ;;
+  esac
+}
+
+echo "== setup"
+begin=$SECONDS
+.ci/setup.sh
+echo "== setup took $((SECONDS - begin)) s"
+for stage in "${stages[@]}"; do
+  echo "== $stage"
+  begin=$SECONDS
+  run_stage "$stage"
+  echo "== $stage took $((SECONDS - begin)) s"
+done
+
+# Bazel 4 never empties its disk cache.
+if [[ -d $CACHE/bazel && $(du -sm "$CACHE/bazel" | cut -f1) -gt $CACHE_LIMIT_MIB ]]; then
+  rm -rf "$CACHE/bazel"
+fi
+[[ -z ${CI:-} ]] || bazel shutdown >/dev/null 2>&1 || true
+echo "== all took $SECONDS s"
+/usr/bin/python3 .ci/results.py total "$results/cases"
