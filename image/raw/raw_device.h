@@ -7,22 +7,32 @@
 // second call would claim success; so the failure is remembered and every later flush of this device fails
 // with EIO. The way out is to close the image, look at the disk, and open it again.
 //
-// Thread: as BlockDevice. Lifetime: as BlockDevice; the process-wide pool for blocking calls outlives it.
+// Zeroes: a range becomes a hole where the request and the discard mode allow it, else its extents are marked
+// as zero in place, else zeroes are written (tmpfs, asked to keep the space).
+//
+// Thread: as BlockDevice. Lifetime: as BlockDevice.
 #ifndef BERTH_IMAGE_RAW_RAW_DEVICE_H_
 #define BERTH_IMAGE_RAW_RAW_DEVICE_H_
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "image/block/block_device.h"
 #include "image/block/image_modes.h"
+#include "image/io/blocking_pool.h"
 #include "image/io/file.h"
 #include "image/io/mutex.h"
 #include "image/io/unique_fd.h"
+#include "image/raw/direct_file.h"
+#include "image/raw/disk_facts.h"
+#include "image/raw/extent_cache.h"
+#include "image/raw/file_space.h"
+#include "image/raw/flush_group.h"
 
 namespace berth {
 
@@ -36,8 +46,9 @@ struct RawOptions {
 class RawDevice final : public BlockDevice {
  public:
   // Opens an existing file or block device; symbolic links are followed (image/opener is where a path from
-  // outside is checked). INVALID_ARGUMENT for an empty path and for what is no image (a directory, a fifo,
-  // …), NOT_FOUND, PERMISSION_DENIED, and FAILED_PRECONDITION for a file that somebody else holds. May block.
+  // outside is checked). INVALID_ARGUMENT for an empty path, for an empty file and for what is no image (a
+  // directory, a fifo, …), NOT_FOUND, PERMISSION_DENIED, and FAILED_PRECONDITION (reason IMAGE_LOCKED) for a
+  // file that somebody else holds. May block.
   static absl::StatusOr<std::shared_ptr<RawDevice>> Open(const std::string& path, const RawOptions& options);
 
   // The same on an open descriptor, which was opened with OpenFlags(); `path` is its name in messages.
@@ -50,20 +61,33 @@ class RawDevice final : public BlockDevice {
   const BlockTraits& traits() const override { return traits_; }
   uint64_t size() const override { return size_.load(std::memory_order_acquire); }
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;
+
+  // The new size is on disk when this returns. INVALID_ARGUMENT for 0 and for more than the file system can
+  // hold.
   absl::Status Resize(uint64_t new_size) override;
 
  private:
   friend class RawChannel;
 
-  RawDevice(File file, const RawOptions& options) : options_(options), file_(std::move(file)) {}
-  absl::Status Initialize();
+  RawDevice(File file, std::optional<File> cached, const DiskFacts& facts, uint64_t size,
+            const RawOptions& options);
+  static absl::StatusOr<std::shared_ptr<RawDevice>> Create(File file, const RawOptions& options);
+  absl::Status ResizeFile(uint64_t new_size);
+  // After a write that was under way while the file was cut: it may have made the file longer again.
+  void CutAgain();
 
   const RawOptions options_;
   const File file_;
+  // The file once more, without O_DIRECT: a descriptor that sees every failed write-back for itself
+  // (FlushGroup), and writes what O_DIRECT cannot. None where neither is needed.
+  const std::optional<File> cached_;
+  const DiskFacts facts_;
   BlockTraits traits_;
-  bool is_block_device_ = false;
-  std::atomic<uint64_t> size_ = 0;
-  std::atomic<bool> flush_failed_ = false;
+  std::atomic<uint64_t> size_;
+  std::optional<FlushGroup> flushes_;  // None where a flush does nothing.
+  std::optional<DirectFile> direct_;   // With O_DIRECT.
+  FileSpace space_;
+  ExtentCache extents_;
   Mutex resize_mutex_;
 };
 
