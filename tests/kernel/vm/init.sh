@@ -49,6 +49,7 @@ mkdir -p /tmp/test
 
 ip link set lo up
 hostname vm 2>/dev/null || true
+modprobe virtio_console
 port=
 for name in /sys/class/virtio-ports/*/name; do
   [[ $(<"$name") == output ]] && port=/dev/$(basename "$(dirname "$name")")

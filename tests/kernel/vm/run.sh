@@ -104,6 +104,40 @@ if [[ "$PWD:$(readlink -f .):$(readlink -f "$(command -v "$1" || echo /)")" =~ (
   echo 'keep_tmp=1' >>"$out/job"
 fi
 
+# --- A kernel that has virtiofs as a module needs an initramfs to reach the root.
+
+# make_initramfs RELEASE: a shell, mount, switch_root and insmod with their libraries, and the modules in order.
+make_initramfs() {
+  local root=$run/initramfs program library module number=10
+  mkdir -p "$root/modules" "$root/root"
+  for program in /bin/dash /bin/kmod /bin/mount /sbin/switch_root; do
+    while read -r library; do
+      install -D "$library" "$root$library"
+    done < <(echo "$program" && ldd "$program" | grep -o '/[^ ]*')
+  done
+  while read -r _ module; do
+    cp "$module" "$root/modules/$number-$(basename "$module")"
+    number=$((number + 1))
+  done < <(modprobe -S "$1" --show-depends -a virtio_pci virtiofs | grep ^insmod | awk '!seen[$2]++')
+  ln -s kmod "$root/bin/insmod"
+  cat >"$root/init" <<END
+#!/bin/dash
+for module in /modules/*; do /bin/insmod "\$module"; done
+/bin/mount -t virtiofs berthroot /root
+exec /sbin/switch_root /root $out/init.sh
+END
+  chmod +x "$root/init"
+  (cd "$root" && find . | cpio --quiet -o -H newc >"$run/initrd")
+}
+
+release=${image#/boot/vmlinuz-}
+boot=()
+if ! grep -q '^CONFIG_VIRTIO_FS=y' "/boot/config-$release"; then
+  command -v cpio >/dev/null || die "no cpio: apt-get install cpio"
+  make_initramfs "$release"
+  boot=(-initrd "$run/initrd")
+fi
+
 # --- An accelerator that really runs instructions: /dev/kvm may exist and its virtual CPU be a slow, partial imitation.
 
 accelerator=(-accel "tcg,thread=multi" -cpu max)
@@ -151,7 +185,7 @@ append="rootfstype=virtiofs root=berthroot rw init=$out/init.sh console=ttyS0 pa
 append+=" rcupdate.rcu_cpu_stall_suppress=1 mitigations=off random.trust_cpu=on berth.out=$out"
 setpriv --pdeathsig KILL timeout --foreground --kill-after=5 "$timeout" setpriv --pdeathsig KILL "$qemu" "${accelerator[@]}" -machine q35 \
   -smp "$cpus" -m "$memory" -object "memory-backend-memfd,id=mem,size=${memory}M,share=on" -numa node,memdev=mem \
-  -nodefaults -display none -no-reboot -kernel "$image" -append "$append" \
+  -nodefaults -display none -no-reboot -kernel "$image" "${boot[@]}" -append "$append" \
   -chardev "socket,id=fs,path=$run/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=berthroot \
   -chardev "file,id=console,path=$run/console" -serial chardev:console \
   -chardev "file,id=output,path=$run/output" -device virtio-serial-pci -device virtserialport,chardev=output,name=output \
@@ -167,7 +201,7 @@ wait "${started[1]}" || true
 # --- Judge the run.
 
 elapsed=$(awk -v a="$begin" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
-echo "vm: Linux ${image#/boot/vmlinuz-}, ${accelerator[1]%%,*}, $cpus CPUs, booted in $(cat "$out/booted" 2>/dev/null || echo '?') s, ${elapsed} s in all" >&2
+echo "vm: Linux $release, ${accelerator[1]%%,*}, $cpus CPUs, booted in $(cat "$out/booted" 2>/dev/null || echo '?') s, ${elapsed} s in all" >&2
 if [[ -n ${TEST_UNDECLARED_OUTPUTS_DIR:-} ]]; then
   cp -r "$run/console" "$TEST_UNDECLARED_OUTPUTS_DIR/" || true
   cp -r "$out/files/." "$out/dmesg" "$TEST_UNDECLARED_OUTPUTS_DIR/" 2>/dev/null || true
