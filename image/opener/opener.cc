@@ -4,6 +4,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "image/filter/rate_limit.h"
+#include "image/filter/read_only.h"
+#include "image/filter/slice.h"
 #include "image/memory/memory_device.h"
 #include "image/null/null_device.h"
 #include "image/raw/raw_device.h"
@@ -74,7 +77,22 @@ absl::string_view ImageFormatName(ImageFormat format) {
 }
 
 absl::StatusOr<std::shared_ptr<BlockDevice>> OpenImage(const ImageSpec& spec, const ImageRoots& roots) {
-  return OpenFormat(spec, roots);
+  absl::StatusOr<std::shared_ptr<BlockDevice>> opened = OpenFormat(spec, roots);
+  if (!opened.ok()) return opened.status();
+  std::shared_ptr<BlockDevice> device = *std::move(opened);
+  if (spec.offset != 0 || spec.length != 0) {
+    absl::StatusOr<std::unique_ptr<SliceDevice>> slice =
+        SliceDevice::Create(std::move(device), spec.offset, spec.length);
+    if (!slice.ok()) return slice.status();
+    device = *std::move(slice);
+  }
+  if (spec.read_only && !device->traits().read_only) {
+    device = std::make_shared<ReadOnlyDevice>(std::move(device));
+  }
+  if (spec.rate_limits != RateLimits{}) {
+    device = std::make_shared<RateLimitDevice>(std::move(device), spec.rate_limits);
+  }
+  return device;
 }
 
 }  // namespace berth

@@ -1,0 +1,43 @@
+// Making, looking at and resizing raw image files that nobody has open through us. For the ImageService.
+//
+// Thread-safe. All of it may block.
+#ifndef BERTH_IMAGE_OPENER_IMAGE_FILES_H_
+#define BERTH_IMAGE_OPENER_IMAGE_FILES_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "image/opener/image_roots.h"
+
+namespace berth {
+
+struct ImageFileInfo {
+  uint64_t size = 0;       // Bytes that a client sees.
+  uint64_t allocated = 0;  // Bytes that it takes on the disk.
+  bool in_use =
+      false;  // Somebody has it open for writing and says so in qemu's way (image/raw/image_lock.h).
+};
+
+// Makes a file of `size` bytes that reads as zeroes, mode 0600. With `preallocate` its space is set aside
+// now. It appears whole and durable, or not at all, so the call may be repeated after a crash at any point:
+// the same size again is a success that changes nothing (with `preallocate` the space is set aside then).
+//
+// INVALID_ARGUMENT for a size of 0 or one that the file system cannot hold, ALREADY_EXISTS for something else
+// under that name, PERMISSION_DENIED outside the roots, NOT_FOUND for a missing directory, RESOURCE_EXHAUSTED
+// for a full disk.
+absl::StatusOr<ImageFileInfo> CreateRawImage(const ImageRoots& roots, const std::string& path, uint64_t size,
+                                             bool preallocate);
+
+// Works on an image that is in use. Errors as ImageRoots::OpenFile.
+absl::StatusOr<ImageFileInfo> InspectRawImage(const ImageRoots& roots, const std::string& path);
+
+// FAILED_PRECONDITION for an image in use (reason IMAGE_LOCKED), for a block device, and for a smaller size
+// unless `allow_shrink` (reason WOULD_SHRINK). The new size is durable when this returns.
+absl::StatusOr<ImageFileInfo> ResizeRawImage(const ImageRoots& roots, const std::string& path, uint64_t size,
+                                             bool allow_shrink);
+
+}  // namespace berth
+
+#endif  // BERTH_IMAGE_OPENER_IMAGE_FILES_H_
