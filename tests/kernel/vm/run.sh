@@ -49,10 +49,15 @@ done
 
 # --- What must be installed.
 
+# The PATH of Bazel and of an ordinary user has no sbin.
+export PATH=$PATH:/usr/sbin:/sbin
+
 qemu=$(command -v qemu-system-x86_64) || die "no qemu-system-x86_64: apt-get install qemu-system-x86"
 virtiofsd=/usr/lib/qemu/virtiofsd
 [[ -x $virtiofsd ]] || die "no $virtiofsd: apt-get install qemu-system-common"
-command -v ip modprobe setpriv >/dev/null || die "no ip, modprobe or setpriv: apt-get install iproute2 kmod util-linux"
+for pair in ip:iproute2 modprobe:kmod setpriv:util-linux; do
+  command -v "${pair%:*}" >/dev/null || die "no ${pair%:*}: apt-get install ${pair#*:}"
+done
 image=
 for candidate in /boot/vmlinuz-"$kernel".*-cloud-amd64; do
   [[ -d /lib/modules/${candidate#/boot/vmlinuz-} ]] && image=$candidate
