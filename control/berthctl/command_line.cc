@@ -8,6 +8,7 @@
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "control/berthctl/command.h"
@@ -145,18 +146,36 @@ std::string CommandOf(const CLI::App& app) {
   return absl::StrJoin(names, " ");
 }
 
+// CLI11 wants its arguments backwards, and would take what follows "--description=" for its value.
+std::vector<std::string> ForCli11(const std::vector<std::string>& arguments) {
+  std::vector<std::string> forward;
+  for (const std::string& argument : arguments) {
+    if (absl::StartsWith(argument, "--") && argument.find('=') == argument.size() - 1) {
+      forward.push_back(argument.substr(0, argument.size() - 1));
+      forward.emplace_back();
+    } else {
+      forward.push_back(argument);
+    }
+  }
+  return {forward.rbegin(), forward.rend()};
+}
+
 // CLI11 reports by exceptions, which end here.
 ExitCode Parse(CLI::App& app, const std::vector<std::string>& arguments, Console& console, bool* done) {
   *done = true;
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
   try {
-    app.parse(std::move(reversed));
+    app.parse(ForCli11(arguments));
   } catch (const CLI::CallForVersion&) {
     console.out << "berthctl " << control::kVersion << std::endl;
     return ExitCode::kSuccess;
   } catch (const CLI::Success& success) {
     app.exit(success, console.out, console.err);
     return ExitCode::kSuccess;
+  } catch (const CLI::RequiredError& error) {
+    const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
+    return Usage(
+        console, CommandOf(app),
+        unknown.empty() ? error.what() : absl::StrCat("there is no command '", unknown.front(), "'"));
   } catch (const CLI::ParseError& error) {
     return Usage(console, CommandOf(app), error.what());
   }

@@ -56,10 +56,10 @@ ExitCode WatchEvents(Server& server, const EventsOptions& options) {
     }
   }
   const grpc::Status status = reader->Finish();
-  if (status.ok()) {
-    return server.Fail("events", grpc::Status(grpc::StatusCode::ABORTED, "the server ended the stream"));
-  }
-  return server.Fail("events", status);
+  if (!status.ok()) return server.Fail("events", status);
+  server.console().err << "berthctl: events: the server ended the stream; watch again once it is back"
+                       << std::endl;
+  return ExitCode::kUnavailable;
 }
 
 void AddEvents(CLI::App& app, Action& chosen) {
