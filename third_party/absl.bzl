@@ -19,7 +19,7 @@ ABSL_TARGETS = {
     ],
     "absl/status:status": ["-labsl_status", "-labsl_cord"],
     "absl/status:statusor": ["-labsl_statusor", "-labsl_status", "-labsl_cord"],
-    "absl/strings:cord": ["-labsl_cord", "-labsl_strings"],
+    "absl/strings:cord": ["-labsl_cord", "-labsl_cordz_info", "-labsl_cord_internal", "-labsl_strings"],
     "absl/strings:str_format": ["-labsl_str_format_internal", "-labsl_strings"],
     "absl/strings:strings": ["-labsl_strings", "-labsl_int128", "-labsl_throw_delegate"],
     "absl/time:time": ["-labsl_time", "-labsl_time_zone", "-labsl_int128"],

@@ -1,0 +1,256 @@
+#include "control/attachment_table.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "control/log.h"
+#include "control/protobuf_time.h"
+#include "control/spec_difference.h"
+#include "control/status_details.h"
+
+namespace berth::control {
+namespace {
+
+// One device that does not come back must not keep the others waiting.
+constexpr size_t kRestoreThreads = 8;
+
+}  // namespace
+
+AttachmentTable::AttachmentTable(const AttachmentEnvironment& environment, ExportRegistry* exports,
+                                 size_t max_attachments)
+    : environment_(environment), exports_(exports), max_attachments_(max_attachments) {}
+
+std::shared_ptr<Attachment> AttachmentTable::Find(absl::string_view name) const {
+  MutexLock lock(&mutex_);
+  const auto found = attachments_.find(std::string(name.data(), name.size()));
+  return found == attachments_.end() ? nullptr : found->second;
+}
+
+std::vector<std::shared_ptr<Attachment>> AttachmentTable::All() const {
+  std::vector<std::shared_ptr<Attachment>> all;
+  MutexLock lock(&mutex_);
+  for (const auto& [name, attachment] : attachments_) all.push_back(attachment);
+  return all;
+}
+
+void AttachmentTable::Remove(const Attachment& attachment) {
+  exports_->Detached(attachment.spec().export_(), attachment.name());
+  MutexLock lock(&mutex_);
+  attachments_.erase(attachment.name());
+}
+
+absl::Status AttachmentTable::Restore() {
+  absl::StatusOr<std::vector<StoredObject<state::v1::AttachmentRecord>>> objects =
+      environment_.store->LoadAttachments();
+  if (!objects.ok()) return objects.status();
+  for (StoredObject<state::v1::AttachmentRecord>& object : *objects) {
+    std::shared_ptr<Attachment> attachment;
+    if (object.record.ok()) {
+      attachment = std::make_shared<Attachment>(&environment_, *std::move(object.record));
+      exports_->Reserve(attachment->spec().export_(), attachment->name());
+    } else {
+      Log(LogLevel::kError, "attachment not restored",
+          {{"attachment", object.name}, {"error", std::string(object.record.status().message())}});
+      attachment = Attachment::Unreadable(&environment_, object.name, object.record.status());
+    }
+    MutexLock lock(&mutex_);
+    attachments_.emplace(object.name, std::move(attachment));
+  }
+  const std::vector<std::shared_ptr<Attachment>> all = All();
+  std::atomic<size_t> next = 0;
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < std::min(kRestoreThreads, all.size()); ++i) {
+    threads.emplace_back([this, &all, &next] {
+      for (size_t n = next++; n < all.size(); n = next++) RestoreOne(*all[n]);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return absl::OkStatus();
+}
+
+void AttachmentTable::RestoreOne(Attachment& attachment) {
+  if (!attachment.readable()) return;
+  absl::Status status;
+  if (attachment.detaching()) {
+    status = attachment.Detach(true);
+  } else if (absl::StatusOr<bool> left = attachment.LeftNothing(); !left.ok()) {
+    status = left.status();
+    attachment.Fail(status);
+  } else if (*left) {
+    // Its call was never acknowledged, and the kernel never made the device.
+    status = attachment.Detach(true);
+  } else {
+    absl::StatusOr<std::shared_ptr<const nbd::Export>> served =
+        exports_->AttachTo(attachment.spec().export_(), attachment.name(), attachment.spec().read_only());
+    if (served.ok()) {
+      status = attachment.Resume(*std::move(served));
+    } else {
+      status = served.status();
+      attachment.Fail(status);
+    }
+  }
+  if (!status.ok()) {
+    Log(LogLevel::kError, "attachment not restored",
+        {{"attachment", attachment.name()}, {"error", std::string(status.message())}});
+  }
+  if (attachment.gone()) Remove(attachment);
+}
+
+absl::StatusOr<v1::Attachment> AttachmentTable::Attach(const std::string& name,
+                                                       const v1::AttachmentSpec& spec, absl::Time deadline) {
+  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(name, deadline);
+  if (!turn.ok()) return turn.status();
+  if (const std::shared_ptr<Attachment> existing = Find(name)) return AnswerRepeated(*existing, spec);
+
+  state::v1::AttachmentRecord record;
+  record.set_name(name);
+  *record.mutable_spec() = spec;
+  *record.mutable_create_time() = ToTimestamp(absl::Now());
+  const auto attachment = std::make_shared<Attachment>(&environment_, std::move(record));
+  {
+    MutexLock lock(&mutex_);
+    if (attachments_.size() >= max_attachments_) {
+      return LimitReached(
+          "max-attachments",
+          absl::StrCat("there are ", max_attachments_, " attachments, as many as --max-attachments allows"));
+    }
+    // Before the export's size is read: a resize that comes later finds it here.
+    attachments_.emplace(name, attachment);
+  }
+  absl::StatusOr<std::shared_ptr<const nbd::Export>> served =
+      exports_->AttachTo(spec.export_(), name, spec.read_only());
+  if (!served.ok()) {
+    MutexLock lock(&mutex_);
+    attachments_.erase(name);
+    return served.status();
+  }
+  if (absl::Status status = attachment->Attach(*std::move(served)); !status.ok()) {
+    if (attachment->gone()) Remove(*attachment);
+    return status;
+  }
+  return attachment->Describe();
+}
+
+absl::StatusOr<v1::Attachment> AttachmentTable::AnswerRepeated(Attachment& attachment,
+                                                               const v1::AttachmentSpec& spec) {
+  v1::Attachment shown = attachment.Describe();
+  if (!attachment.readable()) {
+    return FailedCondition(
+        "STATE_UNREADABLE", attachment.name(),
+        absl::StrCat("attachment ", Quoted(attachment.name()), " cannot be used: ", shown.error()));
+  }
+  if (const std::string difference = SpecDifference(attachment.spec(), spec); !difference.empty()) {
+    return ExistingResource("attachment", attachment.name(),
+                            absl::StrCat("attachment ", Quoted(attachment.name()),
+                                         " exists with another spec (existing -> requested): ", difference));
+  }
+  if (attachment.detaching()) {
+    return FailedCondition("DETACHING", attachment.name(),
+                           absl::StrCat("attachment ", Quoted(attachment.name()),
+                                        " is being detached; call Detach again until it succeeds"));
+  }
+  if (shown.state() == v1::ATTACHMENT_STATE_ATTACHED) return shown;
+  absl::StatusOr<std::shared_ptr<const nbd::Export>> served =
+      exports_->AttachTo(spec.export_(), attachment.name(), spec.read_only());
+  if (!served.ok()) return served.status();
+  if (absl::Status status = attachment.Resume(*std::move(served)); !status.ok()) return status;
+  return attachment.Describe();
+}
+
+absl::Status AttachmentTable::Detach(const v1::DetachRequest& request, absl::Time deadline) {
+  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(request.name(), deadline);
+  if (!turn.ok()) return turn.status();
+  const std::shared_ptr<Attachment> attachment = Find(request.name());
+  if (attachment == nullptr) {
+    return request.allow_missing() ? absl::OkStatus() : MissingResource("attachment", request.name());
+  }
+  absl::Status status = attachment->Detach(request.force());
+  if (attachment->gone()) Remove(*attachment);
+  return status;
+}
+
+absl::StatusOr<v1::Attachment> AttachmentTable::Get(absl::string_view name) const {
+  const std::shared_ptr<Attachment> attachment = Find(name);
+  if (attachment == nullptr) return MissingResource("attachment", name);
+  return attachment->Describe();
+}
+
+std::vector<v1::Attachment> AttachmentTable::ListPage(const Page& page) const {
+  std::vector<v1::Attachment> described;
+  MutexLock lock(&mutex_);
+  for (auto i = attachments_.upper_bound(page.after); i != attachments_.end() && described.size() < page.size;
+       ++i) {
+    described.push_back(i->second->Describe());
+  }
+  return described;
+}
+
+absl::Status AttachmentTable::ResizeDevices(absl::string_view export_name, uint64_t size,
+                                            absl::Time deadline) {
+  for (const std::shared_ptr<Attachment>& attachment : All()) {
+    if (attachment->spec().export_() != export_name) continue;
+    absl::StatusOr<NameTurns::Turn> turn = turns_.Take(attachment->name(), deadline);
+    if (!turn.ok()) return turn.status();
+    if (attachment->gone()) continue;
+    if (absl::Status status = attachment->ResizeDevice(size); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+std::map<std::string, uint32_t> AttachmentTable::CountConnections() const {
+  std::map<std::string, uint32_t> connections;
+  for (const std::shared_ptr<Attachment>& attachment : All()) {
+    connections[attachment->spec().export_()] += attachment->connections();
+  }
+  return connections;
+}
+
+std::map<std::string, uint64_t> AttachmentTable::CountStates() const {
+  std::map<std::string, uint64_t> states = {
+      {"attaching", 0}, {"attached", 0}, {"detaching", 0}, {"failed", 0}};
+  for (const std::shared_ptr<Attachment>& attachment : All()) {
+    switch (attachment->Describe().state()) {
+      case v1::ATTACHMENT_STATE_ATTACHED:
+        ++states["attached"];
+        break;
+      case v1::ATTACHMENT_STATE_DETACHING:
+        ++states["detaching"];
+        break;
+      case v1::ATTACHMENT_STATE_FAILED:
+        ++states["failed"];
+        break;
+      default:
+        ++states["attaching"];
+    }
+  }
+  return states;
+}
+
+void AttachmentTable::DetachAll(absl::Time deadline) {
+  for (const std::shared_ptr<Attachment>& attachment : All()) {
+    v1::DetachRequest request;
+    request.set_name(attachment->name());
+    request.set_allow_missing(true);
+    if (absl::Status status = Detach(request, deadline); !status.ok()) {
+      Log(LogLevel::kWarning, "attachment stays",
+          {{"attachment", attachment->name()}, {"error", std::string(status.message())}});
+    }
+  }
+}
+
+void AttachmentTable::Shutdown() {
+  const std::vector<std::shared_ptr<Attachment>> all = All();
+  for (const std::shared_ptr<Attachment>& attachment : all) attachment->BeginShutdown();
+  for (const std::shared_ptr<Attachment>& attachment : all) {
+    if (absl::Status status = attachment->Shutdown(); !status.ok()) {
+      Log(LogLevel::kError, "sessions did not end",
+          {{"attachment", attachment->name()}, {"error", std::string(status.message())}});
+    }
+  }
+}
+
+}  // namespace berth::control

@@ -1,0 +1,82 @@
+// berthd: serves disk images as block devices. See docs/grpc.md, and --help.
+#include <pthread.h>
+#include <sys/prctl.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "control/config.h"
+#include "control/daemon.h"
+#include "control/log.h"
+#include "control/version/version.h"
+
+namespace berth::control {
+namespace {
+
+// A server of block devices must not wait for its own devices when memory is short: the kernel would write
+// dirty pages back through it. Threads inherit this, so it comes first.
+void BecomeIoFlusher() {
+  if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0 && errno != EPERM) {
+    Log(LogLevel::kWarning,
+        "PR_SET_IO_FLUSHER is not available; under memory pressure attached devices may hang",
+        {{"errno", absl::StrCat(errno)}});
+  }
+}
+
+// Blocked in every thread, and waited for in the main one.
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // A client that is gone is an error of its write, not the end of the server; a full disk quota likewise.
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
+  return signals;
+}
+
+int Run(const Config& config) {
+  BecomeIoFlusher();
+  const sigset_t signals = BlockStopSignals();
+  Log(LogLevel::kInfo, "starting", {{"version", kVersion}, {"state_dir", config.state_dir}});
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(config);
+  if (!daemon.ok()) {
+    Log(LogLevel::kError, "cannot start", {{"error", std::string(daemon.status().message())}});
+    return 1;
+  }
+  sd_notify(0, "READY=1");
+  Log(LogLevel::kInfo, "ready");
+
+  int signal = 0;
+  while (sigwait(&signals, &signal) != 0) {
+  }
+  sd_notify(0, "STOPPING=1");
+  Log(LogLevel::kInfo, "stopping", {{"signal", strsignal(signal)}});
+  const absl::Status stopped = (*daemon)->Stop();
+  if (!stopped.ok()) {
+    // What is stuck in a device would hang the destructors too; everything acknowledged is on disk.
+    Log(LogLevel::kError, "not stopped cleanly", {{"error", std::string(stopped.message())}});
+    _exit(1);
+  }
+  Log(LogLevel::kInfo, "stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace berth::control
+
+int main(int argc, char** argv) {
+  const berth::control::ParsedCommandLine parsed = berth::control::ParseCommandLine(argc, argv);
+  if (parsed.run) return berth::control::Run(parsed.config);
+  const int output = parsed.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO;
+  [[maybe_unused]] const ssize_t written = write(output, parsed.text.data(), parsed.text.size());
+  return parsed.exit_code;
+}

@@ -1,0 +1,24 @@
+#include "control/spec_difference.h"
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "google/protobuf/util/message_differencer.h"
+
+namespace berth::control {
+
+std::string SpecDifference(const google::protobuf::Message& existing,
+                           const google::protobuf::Message& requested) {
+  constexpr size_t kMaxBytes = 400;
+  google::protobuf::util::MessageDifferencer differencer;
+  differencer.set_message_field_comparison(google::protobuf::util::MessageDifferencer::EQUIVALENT);
+  std::string difference;
+  differencer.ReportDifferencesToString(&difference);
+  if (differencer.Compare(existing, requested)) return "";
+  absl::StripAsciiWhitespace(&difference);
+  difference = absl::StrReplaceAll(difference, {{"\n", "; "}});
+  if (difference.size() > kMaxBytes) difference = absl::StrCat(difference.substr(0, kMaxBytes), "…");
+  return difference;
+}
+
+}  // namespace berth::control
