@@ -1,9 +1,11 @@
 #include "image/io/blocking_pool.h"
 
+#include <algorithm>
+
 namespace berth {
 
 BlockingPool::BlockingPool(int threads) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this] { Work(); });
 }
 
 BlockingPool::~BlockingPool() {

@@ -22,6 +22,7 @@ namespace berth {
 
 class BlockingPool {
  public:
+  // At least one thread.
   explicit BlockingPool(int threads);
   BlockingPool(const BlockingPool&) = delete;
   BlockingPool& operator=(const BlockingPool&) = delete;

@@ -38,17 +38,20 @@ bool IsRefusal(ssize_t result) {
 }  // namespace
 
 File::File(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {
+  const int flags = fcntl(fd_.get(), F_GETFL);
+  // The ring does not wait on a non-blocking file of a simpler file system: it answers EAGAIN for ever.
+  if ((flags & O_NONBLOCK) != 0) fcntl(fd_.get(), F_SETFL, flags & ~O_NONBLOCK);
   struct statfs info;
   if (fstatfs(fd_.get(), &info) == 0) {
     in_memory_ = info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC;
   }
   struct stat type;
   if (fstat(fd_.get(), &type) != 0 || !S_ISREG(type.st_mode)) in_memory_ = false;
-  const int flags = fcntl(fd_.get(), F_GETFL);
   const bool cached = (flags & O_DIRECT) == 0;
   const bool synchronous = (flags & O_DSYNC) != 0;
   if (in_memory_) {
-    inline_reads_ = inline_writes_ = true;
+    inline_reads_ = true;
+    inline_writes_ = true;
   } else if (cached && KnowsNowait(fd_.get())) {
     inline_reads_ = true;
     inline_writes_ = !synchronous;
@@ -56,16 +59,31 @@ File::File(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(
   }
 }
 
-absl::Status File::OpenError(int error, const std::string& path) {
-  absl::Status status = absl::ErrnoToStatus(error, absl::StrCat("cannot open \"", path, "\""));
-  if (error == EISDIR) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", path, "\" is a directory, not an image file"));
-  }
-  if (error == EINVAL) {
+File::File(File&& other) noexcept
+    : fd_(std::move(other.fd_)),
+      path_(std::move(other.path_)),
+      in_memory_(other.in_memory_),
+      inline_reads_(other.inline_reads_),
+      inline_writes_(other.inline_writes_.load(std::memory_order_relaxed)),
+      nowait_(other.nowait_) {}
+
+absl::Status File::OpenError(int error, int flags, const std::string& path) {
+  if (error == EINVAL && (flags & O_DIRECT) != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "cannot open \"", path, "\": its file system has no O_DIRECT; use a cache mode that caches"));
   }
-  return status;
+  if (error == EISDIR) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", path, "\" is a directory, not an image file"));
+  }
+  if (error == ELOOP) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cannot open \"", path, "\": its symbolic links lead in a circle, or are not followed here"));
+  }
+  if (error == EROFS) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cannot open \"", path, "\" for writing: its file system is read-only; open it read-only"));
+  }
+  return absl::ErrnoToStatus(error, absl::StrCat("cannot open \"", path, "\""));
 }
 
 absl::Status File::CheckType(const struct stat& info, const std::string& path) {
@@ -80,16 +98,19 @@ absl::Status File::CheckType(const struct stat& info, const std::string& path) {
 }
 
 absl::StatusOr<File> File::Open(const std::string& path, int flags) {
-  // O_NONBLOCK keeps open(2) from waiting for a fifo's other end; it means nothing for files and disks.
-  UniqueFd fd(open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-  if (!fd) {
-    const int error = errno;
-    struct stat info;
-    if (stat(path.c_str(), &info) == 0) {
-      if (absl::Status status = CheckType(info, path); !status.ok()) return status;
-    }
-    return OpenError(error, path);
+  if (path.find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a file name must not contain a zero byte; this one does after \"", path.c_str(), "\""));
   }
+  // Looked at before it is opened, as opening a character device may start something (a watchdog, a tape's
+  // rewind), and after it, as the name may mean another file by then.
+  struct stat info;
+  if (stat(path.c_str(), &info) == 0) {
+    if (absl::Status status = CheckType(info, path); !status.ok()) return status;
+  }
+  // O_NONBLOCK keeps open(2) from waiting for a fifo's other end.
+  UniqueFd fd(open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  if (!fd) return OpenError(errno, flags, path);
   return Adopt(std::move(fd), path);
 }
 
@@ -140,7 +161,9 @@ Task<IoResult> File::ReadThroughRing(Reactor& reactor, uint64_t offset, absl::Sp
 
 Task<IoResult> File::Write(Reactor& reactor, uint64_t offset, absl::Span<const uint8_t> data,
                            int rw_flags) const {
-  if (inline_writes_ && rw_flags == 0) {
+  // In memory there is nothing more durable to wait for.
+  if (in_memory_) rw_flags = 0;
+  if (rw_flags == 0 && inline_writes_.load(std::memory_order_relaxed)) {
     iovec vector = {const_cast<uint8_t*>(data.data()), data.size()};
     const ssize_t count = pwritev2(fd(), &vector, 1, static_cast<off_t>(offset), nowait_);
     if (count == static_cast<ssize_t>(data.size())) return Task<IoResult>(IoResult::Ok());
@@ -149,6 +172,8 @@ Task<IoResult> File::Write(Reactor& reactor, uint64_t offset, absl::Span<const u
       data.remove_prefix(static_cast<size_t>(count));
     } else if (count < 0 && !IsRefusal(count)) {
       return Task<IoResult>(IoResult::Error(errno));
+    } else if (count < 0 && errno == EOPNOTSUPP) {
+      inline_writes_.store(false, std::memory_order_relaxed);
     }
   }
   return WriteThroughRing(reactor, offset, data, rw_flags);
@@ -172,7 +197,8 @@ Task<IoResult> File::Sync(Reactor& reactor) const {
     return Task<IoResult>(fdatasync(fd()) == 0 ? IoResult::Ok() : IoResult::Error(errno));
   }
   return [](Reactor& ring, int fd) -> Task<IoResult> {
-    const int result = co_await ring.Fdatasync(fd);
+    int result = -EINTR;
+    while (result == -EINTR) result = co_await ring.Fdatasync(fd);
     co_return result < 0 ? IoResult::Error(-result) : IoResult::Ok();
   }(reactor, fd());
 }

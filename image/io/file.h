@@ -1,6 +1,6 @@
 // File: a regular file or a block device, read and written from reactors.
 //
-// Thread-safe: a File holds no state but its descriptor and what was learned when it was opened, and any
+// Thread-safe: a File holds no state but its descriptor and what was learned about the file system, and any
 // number of reactors may use it at once. Lifetime: outlives the operations on it.
 //
 // What is in the page cache is served inline, by a plain system call on the reactor's thread, because a trip
@@ -12,6 +12,7 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -27,14 +28,15 @@ namespace berth {
 
 class File {
  public:
-  // Takes over `fd`, an open regular file or block device; `path` is its name in messages.
+  // Takes over `fd`, an open regular file or block device, and makes it a blocking one; `path` is its name in
+  // messages.
   File(UniqueFd fd, std::string path);
-  File(File&&) = default;
-  File& operator=(File&&) = default;
+  File(File&& other) noexcept;
+  File& operator=(File&&) = delete;
 
   // Opens `path` with open(2)'s `flags` (O_CLOEXEC is added). Never creates. The error names the path, and
   // what to do about it where that is known. A fifo, a socket, a directory or a character device is refused
-  // without being opened for longer than it takes to look.
+  // without being opened.
   static absl::StatusOr<File> Open(const std::string& path, int flags);
 
   // Takes over `fd` after the same look at its type.
@@ -43,8 +45,8 @@ class File {
   // INVALID_ARGUMENT where what `info` describes is neither a regular file nor a block device.
   static absl::Status CheckType(const struct stat& info, const std::string& path);
 
-  // What Open() says when open(2) of `path` failed with errno `error`.
-  static absl::Status OpenError(int error, const std::string& path);
+  // What Open() says when open(2) of `path` with `flags` failed with errno `error`.
+  static absl::Status OpenError(int error, int flags, const std::string& path);
 
   int fd() const { return fd_.get(); }
   const std::string& path() const { return path_; }
@@ -76,7 +78,8 @@ class File {
   std::string path_;
   bool in_memory_ = false;     // tmpfs or ramfs: nothing blocks.
   bool inline_reads_ = false;  // Worth trying before the ring.
-  bool inline_writes_ = false;
+  mutable std::atomic<bool> inline_writes_ =
+      false;        // Until the file system refuses one for good, as ext4 does.
   int nowait_ = 0;  // RWF_NOWAIT, or 0 where nothing blocks.
 };
 

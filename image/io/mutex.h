@@ -5,6 +5,7 @@
 #ifndef BERTH_IMAGE_IO_MUTEX_H_
 #define BERTH_IMAGE_IO_MUTEX_H_
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -48,7 +49,9 @@ class CondVar {
   // Returns false when `deadline` has passed.
   bool WaitUntil(Mutex* mutex, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    const auto status = condition_.wait_for(lock, absl::ToChronoNanoseconds(deadline - absl::Now()));
+    // The standard library overflows on an infinite wait; whoever waits in a loop does not notice its bound.
+    const absl::Duration wait = std::min(deadline - absl::Now(), absl::Hours(24 * 365));
+    const auto status = condition_.wait_for(lock, absl::ToChronoNanoseconds(wait));
     lock.release();
     return status == std::cv_status::no_timeout;
   }

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -17,11 +19,21 @@
 namespace berth {
 namespace {
 
-// The user data of completions that nobody waits for.
-constexpr uintptr_t kUnawaited = 1;
+// What completions carry that belong to no Operation.
+constexpr uint64_t kWakeup = 0;
+constexpr uint64_t kUnawaited = 1;
 
-absl::Status RingError(int error) {
-  const std::string text = absl::StrCat("io_uring is not usable here: io_uring_setup: ", strerror(error));
+// Above this a request is cut short, as the ring's lengths have 32 bits.
+constexpr size_t kLongestTransfer = size_t{1} << 30;
+
+// Operations that a reactor makes.
+constexpr int kNeededOperations[] = {IORING_OP_READ,      IORING_OP_WRITE,        IORING_OP_FSYNC,
+                                     IORING_OP_FALLOCATE, IORING_OP_RECV,         IORING_OP_RECVMSG,
+                                     IORING_OP_SENDMSG,   IORING_OP_ASYNC_CANCEL, IORING_OP_ACCEPT,
+                                     IORING_OP_POLL_ADD,  IORING_OP_CONNECT};
+
+absl::Status RingError(const char* call, int error) {
+  const std::string text = absl::StrCat("io_uring is not usable here: ", call, ": ", strerror(error));
   switch (error) {
     case ENOSYS:
       return absl::UnimplementedError(absl::StrCat(text, "; Linux 5.11 or newer is needed"));
@@ -34,9 +46,36 @@ absl::Status RingError(int error) {
     case ENOMEM:
       return absl::ResourceExhaustedError(
           absl::StrCat(text, "; raise the limit on locked memory (ulimit -l)"));
+    case EMFILE:
+    case ENFILE:
+      return absl::ResourceExhaustedError(absl::StrCat(text, "; raise the limit on open files (ulimit -n)"));
     default:
       return absl::InternalError(text);
   }
+}
+
+// A container may pass io_uring_setup and forbid the rest: found out here, not by a thread that hangs later.
+absl::Status CheckRing(io_uring* ring) {
+  constexpr unsigned kMostOperations = 256;
+  std::unique_ptr<io_uring_probe, decltype(&free)> probe(
+      static_cast<io_uring_probe*>(
+          calloc(1, sizeof(io_uring_probe) + kMostOperations * sizeof(io_uring_probe_op))),
+      free);
+  const int result = io_uring_register_probe(ring, probe.get(), kMostOperations);
+  if (result < 0) return RingError("io_uring_register", -result);
+  bool complete = true;
+  for (int operation : kNeededOperations) complete &= io_uring_opcode_supported(probe.get(), operation) != 0;
+  if (!complete) return RingError("IORING_REGISTER_PROBE", ENOSYS);
+  // A ring that is not yet enabled answers EBADFD to whoever may call it.
+  if (syscall(__NR_io_uring_enter, ring->ring_fd, 0, 0, 0, nullptr, 0) < 0 && errno != EBADFD) {
+    return RingError("io_uring_enter", errno);
+  }
+  return absl::OkStatus();
+}
+
+[[noreturn]] void Die(const char* call, int error) {
+  fprintf(stderr, "a reactor cannot go on: %s: %s\n", call, strerror(error));
+  abort();
 }
 
 }  // namespace
@@ -58,9 +97,12 @@ absl::Status Reactor::Initialize(const ReactorOptions& options) {
     params.flags = IORING_SETUP_R_DISABLED;
     result = io_uring_queue_init_params(options.queue_depth, &ring_, &params);
   }
-  if (result < 0) return RingError(-result);
+  if (result < 0) return RingError("io_uring_setup", -result);
   ring_ready_ = true;
-  if ((params.features & IORING_FEAT_EXT_ARG) == 0) return RingError(ENOSYS);
+  // Without these a wait has no timeout, and completions that find their queue full are lost.
+  constexpr uint32_t kNeededFeatures = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP;
+  if ((params.features & kNeededFeatures) != kNeededFeatures) return RingError("io_uring_setup", ENOSYS);
+  if (absl::Status status = CheckRing(&ring_); !status.ok()) return status;
 
   wakeup_.Reset(eventfd(0, EFD_CLOEXEC));
   if (!wakeup_) return absl::ErrnoToStatus(errno, "eventfd");
@@ -76,8 +118,7 @@ void Reactor::Run() {
   // liburing 2.3 declares io_uring_enable_rings() and does not export it.
   const long enabled =
       syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
-  assert(enabled == 0);
-  (void)enabled;
+  if (enabled != 0) Die("io_uring_register", errno);
   ArmWakeup();
   while (!stopped_) {
     SubmitAndWait();
@@ -86,6 +127,7 @@ void Reactor::Run() {
     RunTimers();
     RunScheduled();
   }
+  DisarmWakeup();
 }
 
 void Reactor::Stop() {
@@ -103,7 +145,10 @@ void Reactor::Post(absl::AnyInvocable<void()> function) {
     wake = posted_.empty();
     posted_.push_back(std::move(function));
   }
-  if (!wake) return;
+  if (wake) Wake();
+}
+
+void Reactor::Wake() {
   const uint64_t one = 1;
   while (write(wakeup_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
   }
@@ -111,58 +156,100 @@ void Reactor::Post(absl::AnyInvocable<void()> function) {
 
 io_uring_sqe* Reactor::NextSqe() {
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
-  while (sqe == nullptr) {
-    io_uring_submit(&ring_);
-    sqe = io_uring_get_sqe(&ring_);
-  }
-  return sqe;
-}
-
-void Reactor::ArmWakeup() {
-  io_uring_sqe* sqe = NextSqe();
-  io_uring_prep_read(sqe, wakeup_.get(), &wakeup_count_, sizeof(wakeup_count_), 0);
-  io_uring_sqe_set_data(sqe, nullptr);
+  if (sqe != nullptr) return sqe;
+  io_uring_submit(&ring_);
+  return io_uring_get_sqe(&ring_);
 }
 
 void Reactor::Operation::await_suspend(std::coroutine_handle<> waiter) {
   waiter_ = waiter;
-  io_uring_sqe* sqe = reactor_->NextSqe();
-  *sqe = sqe_;
-  io_uring_sqe_set_data(sqe, this);
+  reactor_->Enqueue(sqe_, reinterpret_cast<uintptr_t>(this));
+}
+
+void Reactor::Enqueue(io_uring_sqe sqe, uint64_t data) {
+  sqe.user_data = data;
+  io_uring_sqe* free = backlog_.empty() ? NextSqe() : nullptr;
+  if (free != nullptr) {
+    *free = sqe;
+  } else {
+    // The kernel has no memory for requests, or wants completions taken first, which cannot be done in the
+    // middle of somebody else's coroutine.
+    backlog_.push_back(sqe);
+  }
+}
+
+void Reactor::EnqueueBacklog() {
+  while (!backlog_.empty()) {
+    io_uring_sqe* free = NextSqe();
+    if (free == nullptr) return;
+    *free = backlog_.front();
+    backlog_.pop_front();
+  }
+}
+
+void Reactor::ArmWakeup() {
+  io_uring_sqe sqe = {};
+  io_uring_prep_read(&sqe, wakeup_.get(), &wakeup_count_, sizeof(wakeup_count_), 0);
+  Enqueue(sqe, kWakeup);
+  wakeup_armed_ = true;
+}
+
+void Reactor::DisarmWakeup() {
+  if (wakeup_armed_) Wake();
+  while (wakeup_armed_) {
+    SubmitAndWait();
+    HandleCompletions();
+  }
 }
 
 void Reactor::SubmitAndWait() {
-  if (!scheduled_.empty()) {
-    // Somebody is ready to go on: take what has completed, do not wait.
-    io_uring_submit_and_get_events(&ring_);
-    return;
-  }
-  __kernel_timespec timeout;
-  __kernel_timespec* wait = nullptr;
-  if (!timers_.empty()) {
-    const int64_t left = std::max<int64_t>(0, timers_.begin()->first.due_ns - MonotonicNanoseconds());
-    timeout.tv_sec = left / 1'000'000'000;
-    timeout.tv_nsec = left % 1'000'000'000;
-    wait = &timeout;
-  }
+  EnqueueBacklog();
   io_uring_cqe* cqe = nullptr;
-  io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, wait, nullptr);
+  int result;
+  if (!scheduled_.empty() || !backlog_.empty()) {
+    // Somebody is ready to go on: take what has completed, do not wait.
+    result = io_uring_submit_and_get_events(&ring_);
+  } else {
+    __kernel_timespec timeout;
+    __kernel_timespec* wait = nullptr;
+    if (!timers_.empty()) {
+      const int64_t left = std::max<int64_t>(0, timers_.begin()->first.due_ns - MonotonicNanoseconds());
+      timeout.tv_sec = left / 1'000'000'000;
+      timeout.tv_nsec = left % 1'000'000'000;
+      wait = &timeout;
+    }
+    result = io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, wait, nullptr);
+  }
+  switch (-result) {
+    case ETIME:   // A timer is due.
+    case EINTR:   // A signal came.
+    case EAGAIN:  // No memory for requests now, or nothing to take.
+    case EBUSY:   // Completions have to be taken first.
+      return;
+    default:
+      if (result < 0) Die("io_uring_enter", -result);
+  }
 }
 
 void Reactor::HandleCompletions() {
+  // Only what is there now: whoever goes on may start operations that complete at once, and those who were
+  // scheduled want their turn. One at least, as the first look also brings in what had found the queue full.
   io_uring_cqe* cqe = nullptr;
-  while (io_uring_peek_cqe(&ring_, &cqe) == 0 && cqe != nullptr) {
-    auto* operation = static_cast<Operation*>(io_uring_cqe_get_data(cqe));
+  for (unsigned left = std::max(1u, io_uring_cq_ready(&ring_)); left > 0; --left) {
+    if (io_uring_peek_cqe(&ring_, &cqe) != 0 || cqe == nullptr) break;
+    const uint64_t data = cqe->user_data;
     const int result = cqe->res;
     io_uring_cqe_seen(&ring_, cqe);
-    if (operation == nullptr) {
-      ArmWakeup();
+    if (data == kUnawaited) continue;
+    if (data == kWakeup) {
+      wakeup_armed_ = false;
       continue;
     }
-    if (reinterpret_cast<uintptr_t>(operation) == kUnawaited) continue;
+    auto* operation = reinterpret_cast<Operation*>(data);
     operation->result_ = result;
     operation->waiter_.resume();
   }
+  if (!wakeup_armed_ && !stopped_) ArmWakeup();
 }
 
 void Reactor::RunPosted() {
@@ -194,13 +281,13 @@ void Reactor::RunScheduled() {
 
 Reactor::Operation Reactor::Read(int fd, void* buffer, size_t size, uint64_t offset) {
   io_uring_sqe sqe = {};
-  io_uring_prep_read(&sqe, fd, buffer, size, offset);
+  io_uring_prep_read(&sqe, fd, buffer, std::min(size, kLongestTransfer), offset);
   return Operation(this, sqe);
 }
 
 Reactor::Operation Reactor::Write(int fd, const void* buffer, size_t size, uint64_t offset, int rw_flags) {
   io_uring_sqe sqe = {};
-  io_uring_prep_write(&sqe, fd, buffer, size, offset);
+  io_uring_prep_write(&sqe, fd, buffer, std::min(size, kLongestTransfer), offset);
   sqe.rw_flags = rw_flags;
   return Operation(this, sqe);
 }
@@ -254,15 +341,23 @@ Reactor::Operation Reactor::Connect(int socket, const sockaddr* address, socklen
 }
 
 void Reactor::Cancel(Operation& operation) {
-  io_uring_sqe* sqe = NextSqe();
-  io_uring_prep_cancel(sqe, &operation, 0);
-  io_uring_sqe_set_data64(sqe, kUnawaited);
+  io_uring_sqe sqe = {};
+  io_uring_prep_cancel(&sqe, &operation, 0);
+  Enqueue(sqe, kUnawaited);
 }
 
+namespace {
+
+// An infinite delay is a very long one.
+int64_t DueNanoseconds(absl::Duration delay) {
+  constexpr int64_t kLongest = std::numeric_limits<int64_t>::max() / 2;
+  return MonotonicNanoseconds() + std::clamp<int64_t>(absl::ToInt64Nanoseconds(delay), 0, kLongest);
+}
+
+}  // namespace
+
 Reactor::Timer::Timer(Reactor& reactor, absl::Duration delay, absl::AnyInvocable<void()> function)
-    : reactor_(&reactor),
-      id_(reactor.next_timer_id_++),
-      due_ns_(MonotonicNanoseconds() + std::max<int64_t>(0, absl::ToInt64Nanoseconds(delay))) {
+    : reactor_(&reactor), id_(reactor.next_timer_id_++), due_ns_(DueNanoseconds(delay)) {
   assert(reactor.IsCurrent());
   reactor.timers_.emplace(TimerKey{due_ns_, id_}, std::move(function));
 }

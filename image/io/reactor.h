@@ -20,6 +20,7 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <thread>
@@ -50,7 +51,9 @@ class Reactor {
   Reactor& operator=(const Reactor&) = delete;
   ~Reactor();
 
-  // Runs until Stop(). The calling thread becomes the reactor's.
+  // Runs until Stop(). The calling thread becomes the reactor's. Called once. Ends the process, with the
+  // reason, where the kernel no longer serves the ring: completions would be lost and everybody would wait
+  // for ever.
   void Run();
 
   // Any thread. Run() returns after the current turn; what was posted before has run by then.
@@ -155,8 +158,15 @@ class Reactor {
 
   Reactor() = default;
   absl::Status Initialize(const ReactorOptions& options);
+  // A free entry of the submission queue, or null where it is full and the kernel takes nothing for now.
   io_uring_sqe* NextSqe();
+  // `data` is what its completion carries: an Operation, or one of the marks of reactor.cc.
+  void Enqueue(io_uring_sqe sqe, uint64_t data);
+  void EnqueueBacklog();
   void ArmWakeup();
+  void Wake();
+  // Nothing of this reactor's own stays in the ring, which the kernel takes down in its own time.
+  void DisarmWakeup();
   void SubmitAndWait();
   void HandleCompletions();
   void RunPosted();
@@ -169,6 +179,8 @@ class Reactor {
 
   UniqueFd wakeup_;  // An eventfd; a read of it is always in the ring.
   uint64_t wakeup_count_ = 0;
+  bool wakeup_armed_ = false;
+  std::deque<io_uring_sqe> backlog_;  // What found the submission queue full.
 
   std::vector<std::coroutine_handle<>> scheduled_;
   std::vector<std::coroutine_handle<>> running_;  // RunScheduled's, kept for its capacity.

@@ -5,6 +5,7 @@
 #define BERTH_IMAGE_IO_REACTOR_POOL_H_
 
 #include <atomic>
+#include <cassert>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -54,6 +55,7 @@ auto RunOn(Reactor& reactor, MakeTask make_task) {
     bool done = false;
     std::conditional_t<std::is_void_v<Result>, bool, std::optional<Result>> result = {};
   };
+  assert(!reactor.IsCurrent());
   // Shared, as the reactor's thread may still be inside SignalAll when this function returns.
   auto state = std::make_shared<State>();
   reactor.Post([state, &make_task] {

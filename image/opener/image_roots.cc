@@ -116,7 +116,7 @@ absl::StatusOr<ImageRoots::Located> ImageRoots::Locate(const std::string& path) 
     while (Resolve(above = Directory(above), &resolved) != 0) {
     }
     if (RootOf(resolved) == nullptr) return Refusal(path);
-    return File::OpenError(error, path);
+    return File::OpenError(error, O_PATH, path);
   }
   const Root* root = RootOf(resolved);
   if (root == nullptr) return Refusal(path);
@@ -138,7 +138,7 @@ absl::StatusOr<UniqueFd> ImageRoots::OpenFile(const std::string& path, int flags
                      : OpenConfined(located.directory, located.relative, how);
   };
   const auto failed = [&](int error) {
-    return !anywhere_ && (error == ELOOP || error == EXDEV) ? Refusal(path) : File::OpenError(error, path);
+    return !anywhere_ && (error == ELOOP || error == EXDEV) ? Refusal(path) : File::OpenError(error, flags, path);
   };
   // The first open only looks: opening a fifo or a character device for good may have effects.
   const UniqueFd look = open_located(O_PATH);
