@@ -48,6 +48,9 @@ class SessionTest : public testing::Test {
     export_->device = recording_;
   }
 
+  // Without the fakes, whose operations never complete at once.
+  void UseBareDevice() { export_->device = memory_; }
+
   // With the replies of `negotiated_` and the bounds of `options_`.
   void Start(int socket_buffer = 4 << 20) {
     UniqueFd client, server;
@@ -72,6 +75,11 @@ class SessionTest : public testing::Test {
     ASSERT_EQ(end_.wait_for(std::chrono::seconds(60)), std::future_status::ready)
         << "the session did not end";
     end_ = {};
+  }
+
+  // Returns when the reactor has done what it had to do.
+  void FinishTurn() {
+    RunOn(pool_->at(0), []() -> Task<void> { co_return; });
   }
 
   // Sends a request and returns the error of its simple reply, whose cookie is checked.

@@ -1,0 +1,155 @@
+#include "nbd/request_check.h"
+
+#include <cerrno>
+#include <cstdint>
+#include <limits>
+
+#include "gtest/gtest.h"
+
+namespace berth::nbd {
+namespace {
+
+constexpr uint64_t kMaxOffset = std::numeric_limits<uint64_t>::max();
+constexpr uint16_t kEverything = kFlagHasFlags | kFlagSendFlush | kFlagSendFua | kFlagSendTrim |
+                                 kFlagSendWriteZeroes | kFlagSendDf | kFlagSendCache | kFlagSendFastZero;
+
+RequestBounds Bounds(uint16_t transmission_flags = kEverything) {
+  RequestBounds bounds;
+  bounds.size = uint64_t{1} << 40;
+  bounds.transmission_flags = transmission_flags;
+  bounds.reply_style = ReplyStyle::kStructured;
+  bounds.has_contexts = true;
+  return bounds;
+}
+
+int Check(Command command, uint64_t offset, uint64_t length, uint16_t flags = 0,
+          const RequestBounds& bounds = Bounds()) {
+  return CheckRequest({flags, command, 1, offset, length}, bounds).error;
+}
+
+constexpr Command kRanges[] = {Command::kRead,  Command::kWrite,       Command::kTrim,
+                               Command::kCache, Command::kWriteZeroes, Command::kBlockStatus};
+
+int PastTheEnd(Command command) {
+  return command == Command::kWrite || command == Command::kWriteZeroes ? ENOSPC : EINVAL;
+}
+
+TEST(RequestCheckTest, RangesEndWhereTheExportEnds) {
+  const uint64_t size = Bounds().size;
+  for (const Command command : kRanges) {
+    SCOPED_TRACE(static_cast<int>(command));
+    EXPECT_EQ(Check(command, 0, 1), 0);
+    EXPECT_EQ(Check(command, size - 4096, 4096), 0);
+    EXPECT_EQ(Check(command, size - 4096, 4097), PastTheEnd(command));
+    EXPECT_EQ(Check(command, size, 1), PastTheEnd(command));
+    EXPECT_EQ(Check(command, size + 1, 1), PastTheEnd(command));
+    EXPECT_EQ(Check(command, kMaxOffset, 1), PastTheEnd(command));
+    EXPECT_EQ(Check(command, kMaxOffset - 4095, 8192), PastTheEnd(command)) << "offset + length overflows";
+  }
+}
+
+TEST(RequestCheckTest, TheOffsetOfAnErrorLiesInTheRequest) {
+  const uint64_t size = Bounds().size;
+  EXPECT_EQ(CheckRequest({0, Command::kRead, 1, size - 1, 2}, Bounds()).offset, size);
+  EXPECT_FALSE(CheckRequest({0, Command::kRead, 1, size, 2}, Bounds()).offset.has_value());
+}
+
+TEST(RequestCheckTest, NoBytesAreSuccessWhereAReplyCanSaySo) {
+  for (const Command command : kRanges) {
+    EXPECT_EQ(Check(command, 0, 0), command == Command::kBlockStatus ? EINVAL : 0);
+  }
+  EXPECT_EQ(Check(Command::kRead, Bounds().size, 0), 0);
+  EXPECT_EQ(Check(Command::kRead, Bounds().size + 1, 0), EINVAL);
+}
+
+TEST(RequestCheckTest, PayloadsAreLimitedAndEffectsAreNot) {
+  EXPECT_EQ(Check(Command::kRead, 0, kMaxPayload), 0);
+  EXPECT_EQ(Check(Command::kWrite, 0, kMaxPayload), 0);
+  EXPECT_EQ(Check(Command::kRead, 0, kMaxPayload + 1), EOVERFLOW);
+  EXPECT_EQ(Check(Command::kWrite, 0, kMaxPayload + 1), EINVAL);
+  RequestBounds simple = Bounds();
+  simple.reply_style = ReplyStyle::kSimple;
+  EXPECT_EQ(Check(Command::kRead, 0, kMaxPayload + 1, 0, simple), EINVAL);
+  EXPECT_EQ(Check(Command::kTrim, 0, 0xffffffff), 0);
+  EXPECT_EQ(Check(Command::kWriteZeroes, 0, 0xffffffff), 0);
+  EXPECT_EQ(Check(Command::kBlockStatus, 0, 0xffffffff), 0);
+  EXPECT_EQ(Check(Command::kCache, 0, 0xffffffff), 0);
+}
+
+TEST(RequestCheckTest, EachCommandHasItsFlags) {
+  const struct {
+    Command command;
+    uint16_t allowed;
+  } rules[] = {
+      {Command::kRead, kCommandFlagFua | kCommandFlagDf},
+      {Command::kWrite, kCommandFlagFua},
+      {Command::kTrim, kCommandFlagFua},
+      {Command::kCache, kCommandFlagFua},
+      {Command::kWriteZeroes, kCommandFlagFua | kCommandFlagNoHole | kCommandFlagFastZero},
+      {Command::kBlockStatus, kCommandFlagFua | kCommandFlagReqOne},
+  };
+  for (const auto& rule : rules) {
+    for (int bit = 0; bit < 16; ++bit) {
+      const uint16_t flag = static_cast<uint16_t>(1 << bit);
+      EXPECT_EQ(Check(rule.command, 0, 512, flag), (rule.allowed & flag) != 0 ? 0 : EINVAL)
+          << "command " << static_cast<int>(rule.command) << " flag " << bit;
+    }
+  }
+  EXPECT_EQ(Check(Command::kFlush, 0, 0, kCommandFlagFua), 0);
+  EXPECT_EQ(Check(Command::kFlush, 0, 0, kCommandFlagDf), EINVAL);
+}
+
+TEST(RequestCheckTest, FlagsNeedTheirTransmissionFlag) {
+  EXPECT_EQ(Check(Command::kWrite, 0, 1, kCommandFlagFua, Bounds(kEverything & ~kFlagSendFua)), EINVAL);
+  EXPECT_EQ(Check(Command::kRead, 0, 1, kCommandFlagDf, Bounds(kEverything & ~kFlagSendDf)), EINVAL);
+  EXPECT_EQ(
+      Check(Command::kWriteZeroes, 0, 1, kCommandFlagFastZero, Bounds(kEverything & ~kFlagSendFastZero)),
+      EINVAL);
+}
+
+TEST(RequestCheckTest, CommandsNeedTheirTransmissionFlag) {
+  EXPECT_EQ(Check(Command::kFlush, 0, 0, 0, Bounds(kEverything & ~kFlagSendFlush)), EINVAL);
+  EXPECT_EQ(Check(Command::kTrim, 0, 1, 0, Bounds(kEverything & ~kFlagSendTrim)), EINVAL);
+  EXPECT_EQ(Check(Command::kCache, 0, 1, 0, Bounds(kEverything & ~kFlagSendCache)), EINVAL);
+  EXPECT_EQ(Check(Command::kWriteZeroes, 0, 1, 0, Bounds(kEverything & ~kFlagSendWriteZeroes)), EINVAL);
+  RequestBounds no_contexts = Bounds();
+  no_contexts.has_contexts = false;
+  EXPECT_EQ(Check(Command::kBlockStatus, 0, 1, 0, no_contexts), EINVAL);
+}
+
+TEST(RequestCheckTest, ReadOnlyRefusesWhatWrites) {
+  const RequestBounds bounds = Bounds(kFlagHasFlags | kFlagReadOnly | kFlagSendFlush | kFlagSendCache);
+  EXPECT_EQ(Check(Command::kWrite, 0, 512, 0, bounds), EPERM);
+  EXPECT_EQ(Check(Command::kTrim, 0, 512, 0, bounds), EPERM);
+  EXPECT_EQ(Check(Command::kWriteZeroes, 0, 512, 0, bounds), EPERM);
+  EXPECT_EQ(Check(Command::kRead, 0, 512, 0, bounds), 0);
+  EXPECT_EQ(Check(Command::kFlush, 0, 0, 0, bounds), 0);
+  EXPECT_EQ(Check(Command::kCache, 0, 512, 0, bounds), 0);
+}
+
+TEST(RequestCheckTest, UnknownCommandsAreRefused) {
+  EXPECT_EQ(Check(Command::kResize, 0, 512), EINVAL);
+  EXPECT_EQ(Check(static_cast<Command>(9), 0, 0), EINVAL);
+  EXPECT_EQ(Check(static_cast<Command>(0xffff), 0, 0), EINVAL);
+}
+
+TEST(RequestCheckTest, AFlushHasNoRange) {
+  EXPECT_EQ(Check(Command::kFlush, 0, 0), 0);
+  EXPECT_EQ(Check(Command::kFlush, 1, 0), EINVAL);
+  EXPECT_EQ(Check(Command::kFlush, 0, 1), EINVAL);
+}
+
+TEST(RequestCheckTest, NothingIsServedWhileStopping) {
+  RequestBounds bounds = Bounds();
+  bounds.stopping = true;
+  EXPECT_EQ(Check(Command::kRead, 0, 512, 0, bounds), ESHUTDOWN);
+  EXPECT_EQ(Check(Command::kFlush, 0, 0, 0, bounds), ESHUTDOWN);
+}
+
+TEST(RequestCheckTest, EveryRefusalHasAMessage) {
+  EXPECT_FALSE(CheckRequest({0, Command::kResize, 1, 0, 0}, Bounds()).message.empty());
+  EXPECT_FALSE(CheckRequest({0, Command::kRead, 1, kMaxOffset, 1}, Bounds()).message.empty());
+}
+
+}  // namespace
+}  // namespace berth::nbd
