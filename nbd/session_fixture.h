@@ -60,15 +60,18 @@ class SessionTest : public testing::Test {
   }
   void Start(UniqueFd server) {
     negotiated_.served = export_;
-    ended_ = std::promise<void>();
-    end_ = ended_.get_future();
+    auto ended = std::make_shared<std::promise<void>>();
+    end_ = ended->get_future();
     session_ = StartSession(pool_->at(0), MakePlainTransport(pool_->at(0), std::move(server)), negotiated_,
-                            options_, [this] { ended_.set_value(); });
+                            options_, [ended] { ended->set_value(); });
   }
   void UseStructuredReplies() {
     negotiated_.reply_style = ReplyStyle::kStructured;
     negotiated_.contexts = {{7, kBaseAllocation}};
   }
+
+  // The end of the session so far, for tests that start another.
+  std::future<void> TakeEnd() { return std::move(end_); }
 
   void WaitForEnd() {
     if (!end_.valid()) return;
@@ -111,7 +114,6 @@ class SessionTest : public testing::Test {
   uint64_t next_cookie_ = 0x1122334455667788;
 
  private:
-  std::promise<void> ended_;
   std::future<void> end_;
 };
 
