@@ -51,7 +51,8 @@ Buffer BufferPool::Allocate(size_t size, size_t* charged_to) {
     unused_ -= capacity;
   } else {
     block = new Block{
-        static_cast<uint8_t*>(::operator new(capacity, kPage)), capacity, 0, size_class, nullptr, nullptr};
+        this,   static_cast<uint8_t*>(::operator new(capacity, kPage)), capacity, 0, size_class, nullptr,
+        nullptr};
   }
   block->references = 1;
   block->charged_to = charged_to;
@@ -60,7 +61,7 @@ Buffer BufferPool::Allocate(size_t size, size_t* charged_to) {
   return Buffer(block);
 }
 
-void Buffer::Release() { BufferPool::OfThisThread().Recycle(block_); }
+void Buffer::Release() { block_->pool->Recycle(block_); }
 
 void BufferPool::Recycle(Block* block) {
   *block->charged_to -= block->capacity;

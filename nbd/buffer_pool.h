@@ -3,8 +3,8 @@
 // A pool belongs to a thread, as the connections of a reactor share what is warm in its cache. Buffers are
 // aligned to pages, so that O_DIRECT takes them as they are, and come in powers of two.
 //
-// Thread: a Buffer is used and released on the thread that allocated it. Lifetime: the pool lives as long as
-// its thread, and outlives its buffers.
+// Thread: a pool and its buffers are confined to one. Lifetime: outlives its buffers; OfThisThread() lives as
+// long as its thread.
 #ifndef BERTH_NBD_BUFFER_POOL_H_
 #define BERTH_NBD_BUFFER_POOL_H_
 
@@ -19,6 +19,7 @@ class BufferPool;
 
 namespace buffer_internal {
 struct Block {
+  BufferPool* pool;
   uint8_t* data;
   size_t capacity;
   uint32_t references;

@@ -35,7 +35,8 @@ class ReceiveBuffer {
 
   // What PrepareSpace() would add to the memory that is counted.
   size_t NeededForSpace() const;
-  // Where the next receive goes: never empty. Moves bytes() where they leave too little room.
+  // Where the next receive goes: never empty, as long as size() is under kBusySize. Moves bytes() where they
+  // leave too little room.
   absl::Span<uint8_t> PrepareSpace();
   // `count` bytes were received into the space.
   void Commit(size_t count);
