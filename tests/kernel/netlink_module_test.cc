@@ -1,12 +1,12 @@
 // netlink/ where the kernel's nbd is not loaded, and the test decides whether it can be.
 
-#include <fcntl.h>
 #include <linux/nbd.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
+#include <future>
+#include <memory>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -43,8 +43,8 @@ TEST(NetlinkModuleTest, LivesWithoutTheModuleAndLoadsItOnConnect) {
 
   // Neither modprobe nor the kernel's own loader finds it.
   std::string loader;
-  std::getline(std::ifstream("/proc/sys/kernel/modprobe") >> std::ws, loader);
-  std::ofstream("/proc/sys/kernel/modprobe") << "/nonexistent";
+  std::ifstream("/proc/sys/kernel/modprobe") >> loader;
+  std::ofstream("/proc/sys/kernel/modprobe") << "/nonexistent" << std::endl;
   NbdResponder responder(kSize);
   const ConnectRequest request = RequestFor(responder.AddSockets(1));
   LibnlNbdKernelOptions options;
@@ -58,6 +58,7 @@ TEST(NetlinkModuleTest, LivesWithoutTheModuleAndLoadsItOnConnect) {
   missing = LibnlNbdKernel::Create(options)->Connect(request).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(missing)) << missing;
   EXPECT_FALSE(IsLoaded());
+  std::ofstream("/proc/sys/kernel/modprobe") << loader << std::endl;
 
   const absl::StatusOr<uint32_t> index = kernel->Connect(request);
   ASSERT_TRUE(index.ok()) << index.status();
@@ -65,19 +66,40 @@ TEST(NetlinkModuleTest, LivesWithoutTheModuleAndLoadsItOnConnect) {
   EXPECT_TRUE(kernel->WaitUntilUsable(*index, kSize, absl::Minutes(1)).ok());
   EXPECT_TRUE(kernel->Disconnect(*index).ok());
   EXPECT_TRUE(kernel->WaitUntilFree(*index, absl::Minutes(1)).ok());
+}
 
-  // Where the kernel knows the family's alias, it loads the module for a process that has no modprobe.
-  ASSERT_EQ(system("/sbin/rmmod nbd"), 0);
-  std::ofstream("/proc/sys/kernel/modprobe") << loader << std::endl;
-  options = {};
+// Not on 6.1, whose module has no alias.
+TEST(NetlinkModuleTest, KernelLoadsItForAProcessWithoutModprobe) {
+  ASSERT_EQ(system("! test -e /sys/module/nbd || /sbin/rmmod nbd"), 0);
+  NbdResponder responder(kSize);
+  LibnlNbdKernelOptions options;
   options.modprobe = "/nonexistent/modprobe";
-  const absl::StatusOr<uint32_t> again = LibnlNbdKernel::Create(options)->Connect(request);
-  EXPECT_TRUE(again.ok()) << again.status();
-  // The first one's watch was on the family that is gone; it takes up the new one.
-  const absl::StatusOr<uint32_t> third = kernel->Connect(request);
-  EXPECT_TRUE(third.ok()) << third.status();
-  for (const absl::StatusOr<uint32_t>& connected : {again, third}) {
-    EXPECT_TRUE(connected.ok() && kernel->Disconnect(*connected).ok());
+  const std::unique_ptr<LibnlNbdKernel> kernel = LibnlNbdKernel::Create(options);
+  const absl::StatusOr<uint32_t> index = kernel->Connect(RequestFor(responder.AddSockets(1)));
+  ASSERT_TRUE(index.ok()) << index.status();
+  EXPECT_TRUE(kernel->Disconnect(*index).ok());
+}
+
+TEST(NetlinkModuleTest, WatchSurvivesAReloadOfTheModule) {
+  const std::unique_ptr<LibnlNbdKernel> kernel = LibnlNbdKernel::Create();
+  std::promise<uint32_t> dead;
+  EXPECT_TRUE(kernel->WatchDeadLinks([&](uint32_t index) { dead.set_value(index); }).ok());
+  for (const bool reload : {true, false}) {
+    NbdResponder responder(kSize);
+    ConnectRequest request = RequestFor(responder.AddSockets(1));
+    request.dead_connection_timeout = absl::Seconds(60);
+    const absl::StatusOr<uint32_t> index = kernel->Connect(request);
+    ASSERT_TRUE(index.ok()) << index.status();
+    responder.CloseKernelEnds();
+    if (!reload) {
+      responder.Kill(0);
+      EXPECT_EQ(dead.get_future().get(), *index);
+    }
+    ASSERT_TRUE(kernel->Disconnect(*index).ok());
+    ASSERT_TRUE(kernel->WaitUntilFree(*index, absl::Minutes(1)).ok());
+    if (reload) {
+      ASSERT_EQ(system("/sbin/rmmod nbd"), 0);
+    }
   }
 }
 
