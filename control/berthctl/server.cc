@@ -98,9 +98,11 @@ grpc::Status Server::Try(absl::FunctionRef<grpc::Status(grpc::ClientContext*)> r
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + bound));
   const grpc::Status status = rpc(&context);
-  if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) return status;
-  return grpc::Status(status.error_code(), absl::StrCat("no answer within ", absl::FormatDuration(bound)),
-                      status.error_details());
+  // The server's own has details.
+  if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED || !status.error_details().empty()) {
+    return status;
+  }
+  return grpc::Status(status.error_code(), absl::StrCat("no answer within ", absl::FormatDuration(bound)));
 }
 
 ExitCode Server::Call(const std::string& what, absl::FunctionRef<grpc::Status(grpc::ClientContext*)> rpc,
