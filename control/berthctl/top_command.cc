@@ -36,7 +36,9 @@ std::vector<std::string> Page(const v1::GetStatisticsResponse& statistics, const
   Table table({"EXPORT", "OPERATION", "OPS/S", "MB/S", "MEAN LATENCY", "ERRORS/S"}, 2, 5);
   for (const Rate& rate : rates) {
     operations += rate.operations_per_second;
-    bytes += rate.bytes_per_second;
+    if (rate.operation == v1::OPERATION_READ || rate.operation == v1::OPERATION_WRITE) {
+      bytes += rate.bytes_per_second;
+    }
     table.Add({rate.export_name, EnumName(v1::Operation_descriptor(), rate.operation),
                absl::StrFormat("%.0f", rate.operations_per_second),
                absl::StrFormat("%.2f", rate.bytes_per_second / 1e6), LatencyText(rate.mean_latency),

@@ -82,10 +82,10 @@ void ExportMetrics::Completed(nbd::Operation operation, uint64_t bytes, absl::Du
   const uint64_t nanoseconds = signed_nanoseconds > 0 ? static_cast<uint64_t>(signed_nanoseconds) : 0;
   Add(counters.latency_buckets[BucketOf(nanoseconds)], 1, shared);
   Add(counters.latency_nanoseconds, nanoseconds, shared);
-  if (result.ok()) {
-    Add(counters.bytes, bytes, shared);
-  } else {
+  if (!result.ok()) {
     Add(counters.errors, 1, shared);
+  } else if (operation != nbd::Operation::kExtents) {
+    Add(counters.bytes, bytes, shared);
   }
 }
 

@@ -26,6 +26,7 @@ TEST(ExportMetricsTest, CountsRequestsErrorsBytesAndLatencyByOperation) {
   metrics.Completed(Operation::kRead, 8192, absl::Microseconds(4), IoResult::Ok());
   metrics.Completed(Operation::kRead, 512, absl::Microseconds(5), IoResult::Error(EIO));
   metrics.Completed(Operation::kFlush, 0, absl::Milliseconds(1), IoResult::Ok());
+  metrics.Completed(Operation::kExtents, uint64_t{1} << 30, absl::Microseconds(1), IoResult::Ok());
 
   const OperationMetricsTable table = metrics.Read();
   const OperationMetrics& read = At(table, Operation::kRead);
@@ -35,6 +36,8 @@ TEST(ExportMetricsTest, CountsRequestsErrorsBytesAndLatencyByOperation) {
   EXPECT_EQ(read.latency_nanoseconds, 12000u);
   EXPECT_EQ(At(table, Operation::kFlush).completed, 1u);
   EXPECT_EQ(At(table, Operation::kFlush).latency_nanoseconds, 1000000u);
+  EXPECT_EQ(At(table, Operation::kExtents).completed, 1u);
+  EXPECT_EQ(At(table, Operation::kExtents).bytes, 0u);
   EXPECT_EQ(At(table, Operation::kWrite).completed, 0u);
 }
 

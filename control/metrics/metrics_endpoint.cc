@@ -1,12 +1,14 @@
 #include "control/metrics/metrics_endpoint.h"
 
 #include <netdb.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <cerrno>
 #include <cstring>
 #include <exception>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -14,7 +16,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "control/metrics/prometheus_families.h"
+#include "image/io/mutex.h"
 #include "image/io/unique_fd.h"
 #include "prometheus/collectable.h"
 #include "prometheus/exposer.h"
@@ -87,16 +92,57 @@ class SampleCollectable final : public prometheus::Collectable {
   const MetricsSource source_;
 };
 
+// Connects to 127.0.0.1 again and again until it is destroyed. Civetweb's thread sleeps for two seconds
+// between two looks whether to stop, and a connection wakes it.
+class Waker {
+ public:
+  explicit Waker(uint16_t port) : thread_([this, port] { Run(port); }) {}
+  ~Waker() {
+    {
+      MutexLock lock(&mutex_);
+      done_ = true;
+    }
+    changed_.SignalAll();
+    thread_.join();
+  }
+
+ private:
+  void Run(uint16_t port) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    MutexLock lock(&mutex_);
+    while (!done_) {
+      const UniqueFd client(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      // Where it listens on another address only, the two seconds pass.
+      (void)connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+      changed_.WaitUntil(&mutex_, absl::Now() + absl::Milliseconds(20));
+    }
+  }
+
+  Mutex mutex_;
+  CondVar changed_;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
 class CivetwebEndpoint final : public MetricsEndpoint {
  public:
   // Throws what prometheus-cpp throws.
   CivetwebEndpoint(const std::string& address, MetricsSource source)
       : collectable_(std::make_shared<SampleCollectable>(std::move(source))),
-        exposer_(std::vector<std::string>{"listening_ports", address, "num_threads", "2",
-                                          "request_timeout_ms", "10000", "tcp_nodelay", "1"}) {
-    exposer_.RegisterCollectable(collectable_);
-    const std::vector<int> ports = exposer_.GetListeningPorts();
+        exposer_(std::make_unique<prometheus::Exposer>(
+            std::vector<std::string>{"listening_ports", address, "num_threads", "2", "request_timeout_ms",
+                                     "10000", "tcp_nodelay", "1"})) {
+    exposer_->RegisterCollectable(collectable_);
+    const std::vector<int> ports = exposer_->GetListeningPorts();
     port_ = ports.empty() ? 0 : static_cast<uint16_t>(ports.front());
+  }
+
+  ~CivetwebEndpoint() override {
+    const Waker waker(port_);
+    exposer_.reset();
   }
 
   uint16_t port() const override { return port_; }
@@ -104,7 +150,7 @@ class CivetwebEndpoint final : public MetricsEndpoint {
  private:
   // The exposer holds it weakly, and is stopped before it goes.
   const std::shared_ptr<SampleCollectable> collectable_;
-  prometheus::Exposer exposer_;
+  std::unique_ptr<prometheus::Exposer> exposer_;
   uint16_t port_ = 0;
 };
 

@@ -12,7 +12,7 @@
 namespace berth::control {
 
 // Serves until it is destroyed; the destructor waits for running scrapes, after which `source` is not called
-// again. It takes up to two seconds, the pace at which civetweb looks whether to stop.
+// again.
 class MetricsEndpoint {
  public:
   // `address` is "HOST:PORT", where HOST is an IPv4 address or a name that has one; port 0 takes a free one.
