@@ -78,7 +78,7 @@ def berth(directory, berthd, berthctl, connections):
     endpoint = f"--endpoint=unix:{socket}"
     with process(berthd, f"--listen=unix:{socket}", f"--state-dir={directory}/state", f"--image-root={directory}"):
         wait_for(lambda: os.path.exists(socket), "berthd")
-        run(berthctl, endpoint, "export", "create", "bench", f"--image={image}", "--format=raw")
+        run(berthctl, endpoint, "export", "create", "bench", image)
         start = time.monotonic()
         device = run(berthctl, endpoint, "attach", "bench", f"--connections={connections}").strip()
         attach = time.monotonic() - start

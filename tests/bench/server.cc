@@ -163,10 +163,10 @@ Arguments Berthd(const Place& place, const Environment& environment) {
 }
 
 absl::Status CreateBerthExport(const Place& place, const Environment& environment) {
-  const std::string command = absl::StrCat(environment.berthctl, " --endpoint=unix:", place.directory,
-                                           "/berthd.sock export create ", kExport, " --image=", place.image,
-                                           " --format=raw --cache=", place.direct ? "none" : "writeback",
-                                           " >", place.directory, "/berthctl.log 2>&1");
+  const std::string command =
+      absl::StrCat(environment.berthctl, " --endpoint=unix:", place.directory, "/berthd.sock export create ",
+                   kExport, " ", place.image, " --cache=", place.direct ? "none" : "writeback", " >",
+                   place.directory, "/berthctl.log 2>&1");
   const int result = system(command.c_str());
   return result == 0 ? absl::OkStatus() : absl::InternalError(absl::StrCat("failed: ", command));
 }
