@@ -150,7 +150,11 @@ std::string UnreachableText(absl::string_view endpoint, absl::string_view detail
   if (error == EACCES || error == EPERM) {
     return absl::StrCat(text, " (Permission denied); run berthctl as the user that owns the socket");
   }
-  absl::StrAppend(&text, " (", error != 0 ? std::strerror(error) : Printable(detail), ")");
+  if (error == 0) {
+    return absl::StrCat("berthd at ", endpoint, " hung up (", Printable(detail),
+                        "); it serves root, its own user, and those that its --allow-uid names");
+  }
+  absl::StrAppend(&text, " (", std::strerror(error), ")");
   return absl::StrCat(text, "; start it, or name its address with --endpoint or BERTH_ENDPOINT");
 }
 
