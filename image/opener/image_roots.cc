@@ -138,7 +138,8 @@ absl::StatusOr<UniqueFd> ImageRoots::OpenFile(const std::string& path, int flags
                      : OpenConfined(located.directory, located.relative, how);
   };
   const auto failed = [&](int error) {
-    return !anywhere_ && (error == ELOOP || error == EXDEV) ? Refusal(path) : File::OpenError(error, flags, path);
+    return !anywhere_ && (error == ELOOP || error == EXDEV) ? Refusal(path)
+                                                            : File::OpenError(error, flags, path);
   };
   // The first open only looks: opening a fifo or a character device for good may have effects.
   const UniqueFd look = open_located(O_PATH);

@@ -27,7 +27,7 @@ absl::string_view ImageFormatName(ImageFormat format);
 struct ImageSpec {
   ImageFormat format = ImageFormat::kRaw;
   // Of a raw image. Must be empty for the others.
-  std::string path;
+  std::string path = {};
   // Of a memory or null image, in bytes. Must be 0 for raw.
   uint64_t size = 0;
   CacheMode cache = CacheMode::kWriteback;
@@ -38,7 +38,7 @@ struct ImageSpec {
   uint64_t offset = 0;
   uint64_t length = 0;
   // All zero: no limit, and no filter for one. Whoever wants to change limits later makes the filter.
-  RateLimits rate_limits;
+  RateLimits rate_limits = {};
 };
 
 // Opens what `spec` describes. INVALID_ARGUMENT for a spec that makes no sense, OUT_OF_RANGE for a slice that

@@ -1,0 +1,70 @@
+#include "image/opener/opener.h"
+
+#include <memory>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "image/raw/temporary_image.h"
+
+namespace berth {
+namespace {
+
+using testing::HasSubstr;
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+absl::StatusOr<std::shared_ptr<BlockDevice>> Open(const ImageSpec& spec) {
+  return OpenImage(spec, ImageRoots::Anywhere());
+}
+
+TEST(OpenerTest, FormatsAreNamed) {
+  for (const ImageFormat format : {ImageFormat::kRaw, ImageFormat::kMemory, ImageFormat::kNull}) {
+    EXPECT_EQ(*ParseImageFormat(ImageFormatName(format)), format);
+  }
+  for (const char* name : {"", "qcow2", "RAW", "raw "}) {
+    const absl::Status status = ParseImageFormat(name).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("raw, memory and null"));
+  }
+  ImageSpec unknown;
+  unknown.format = static_cast<ImageFormat>(77);
+  EXPECT_EQ(Open(unknown).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(OpenerTest, SpecsThatMakeNoSenseAreRefused) {
+  TemporaryImage image(MemoryDirectory(), kMiB);
+  const ImageSpec bad[] = {
+      {.format = ImageFormat::kRaw, .path = ""},
+      {.format = ImageFormat::kRaw, .path = image.path(), .size = 5},
+      {.format = ImageFormat::kMemory, .path = image.path(), .size = 5},
+      {.format = ImageFormat::kMemory},
+      {.format = ImageFormat::kMemory, .size = ~uint64_t{0}},
+      {.format = ImageFormat::kNull},
+  };
+  for (const ImageSpec& spec : bad) {
+    EXPECT_EQ(Open(spec).status().code(), absl::StatusCode::kInvalidArgument) << Open(spec).status();
+  }
+  EXPECT_EQ(Open({.path = image.path(), .offset = kMiB + 1}).status().code(), absl::StatusCode::kOutOfRange);
+}
+
+TEST(OpenerTest, FiltersLieOverTheImage) {
+  TemporaryImage image(MemoryDirectory(), kMiB);
+  auto raw = Open({.path = image.path(), .offset = 4096, .length = 8192});
+  ASSERT_TRUE(raw.ok()) << raw.status();
+  EXPECT_EQ((*raw)->size(), 8192u);
+  EXPECT_FALSE((*raw)->traits().read_only);
+  raw->reset();
+  for (const ImageFormat format : {ImageFormat::kMemory, ImageFormat::kNull}) {
+    ImageSpec spec = {.format = format, .size = kMiB};
+    EXPECT_FALSE((*Open(spec))->traits().read_only);
+    spec.read_only = true;
+    spec.rate_limits.operations_per_second = 5;
+    auto device = Open(spec);
+    ASSERT_TRUE(device.ok()) << device.status();
+    EXPECT_TRUE((*device)->traits().read_only);
+    EXPECT_FALSE((*device)->traits().resizable);
+  }
+}
+
+}  // namespace
+}  // namespace berth
