@@ -1,0 +1,135 @@
+#include "control/control_fixture.h"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "image/io/unique_fd.h"
+#include "image/opener/image_roots.h"
+#include "nbd/raw_client.h"
+
+namespace berth::control {
+
+ControlFixture::ControlFixture() {
+  directory_ = testing::TempDir() + "/control.XXXXXX";
+  if (mkdtemp(directory_.data()) == nullptr) ADD_FAILURE() << "no temporary directory";
+  export_options_.operation_timeout = absl::Seconds(20);
+  attachment_options_.operation_timeout = absl::Seconds(5);
+}
+
+ControlFixture::~ControlFixture() {
+  Stop();
+  kernel_.reset();
+  std::error_code ignored;
+  std::filesystem::remove_all(directory_, ignored);
+}
+
+void ControlFixture::Start() {
+  auto reactors = ReactorPool::Create(2);
+  ASSERT_TRUE(reactors.ok()) << reactors.status();
+  reactors_ = *std::move(reactors);
+  auto store = StateStore::Open(state_directory());
+  ASSERT_TRUE(store.ok()) << store.status();
+  store_ = *std::move(store);
+  events_ = std::make_unique<EventHub>(1000, "server");
+  auto roots = ImageRoots::Within({directory_});
+  ASSERT_TRUE(roots.ok()) << roots.status();
+  exports_ = std::make_unique<ExportRegistry>(export_options_, *roots, store_.get(), events_.get());
+  AttachmentEnvironment environment;
+  environment.options = attachment_options_;
+  environment.store = store_.get();
+  environment.kernel = kernel_.get();
+  environment.reactors = reactors_.get();
+  environment.events = events_.get();
+  attachments_ = std::make_unique<AttachmentTable>(environment, exports_.get(), max_attachments_);
+  ASSERT_TRUE(exports_->Restore().ok());
+  ASSERT_TRUE(attachments_->Restore().ok());
+}
+
+void ControlFixture::Stop() {
+  if (attachments_ != nullptr) attachments_->Shutdown();
+  attachments_.reset();
+  exports_.reset();
+  events_.reset();
+  store_.reset();
+  reactors_.reset();
+}
+
+v1::ExportSpec ControlFixture::MemorySpec(uint64_t size) {
+  v1::ExportSpec spec;
+  spec.mutable_image()->set_format(v1::IMAGE_FORMAT_MEMORY);
+  spec.mutable_image()->set_size_bytes(size);
+  return spec;
+}
+
+v1::ExportSpec ControlFixture::NullSpec(uint64_t size) {
+  v1::ExportSpec spec = MemorySpec(size);
+  spec.mutable_image()->set_format(v1::IMAGE_FORMAT_NULL);
+  return spec;
+}
+
+v1::ExportSpec ControlFixture::RawSpec(const std::string& file, uint64_t size) const {
+  v1::ExportSpec spec;
+  spec.mutable_image()->set_format(v1::IMAGE_FORMAT_RAW);
+  spec.mutable_image()->set_path(absl::StrCat(directory_, "/", file));
+  UniqueFd fd(open(spec.image().path().c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
+  if (fd) EXPECT_EQ(ftruncate(fd.get(), static_cast<off_t>(size)), 0);
+  return spec;
+}
+
+v1::AttachmentSpec ControlFixture::SpecOf(const std::string& export_name) {
+  v1::AttachmentSpec spec;
+  spec.set_export_(export_name);
+  return spec;
+}
+
+absl::Status ControlFixture::Detach(const std::string& name, bool force) {
+  v1::DetachRequest request;
+  request.set_name(name);
+  request.set_force(force);
+  return attachments().Detach(request, Soon());
+}
+
+absl::StatusOr<v1::Export> ControlFixture::Resize(const std::string& name, uint64_t size, bool allow_shrink) {
+  v1::UpdateExportRequest request;
+  request.set_name(name);
+  request.mutable_update_mask()->add_paths("size_bytes");
+  request.set_size_bytes(size);
+  request.set_allow_shrink(allow_shrink);
+  return exports().Update(request, Soon(), [this, &name](uint64_t bytes) {
+    return attachments().ResizeDevices(name, bytes, Soon());
+  });
+}
+
+uint32_t ControlFixture::IndexOf(const v1::Attachment& attachment) {
+  uint32_t index = 0;
+  EXPECT_TRUE(absl::SimpleAtoi(absl::StripPrefix(attachment.device(), "/dev/nbd"), &index))
+      << attachment.device();
+  return index;
+}
+
+void ControlFixture::ExpectServed(uint32_t index, size_t socket) {
+  const int fd = kernel().KernelSocket(index, socket);
+  ASSERT_GE(fd, 0) << "socket " << socket << " of device " << index << " is dead";
+  nbd::RawClient client((UniqueFd(dup(fd))));
+  nbd::Request request;
+  request.command = nbd::Command::kRead;
+  request.cookie = 7;
+  request.length = 1;
+  ASSERT_TRUE(client.Send(request));
+  const nbd::SimpleReply reply = client.ReceiveSimple();
+  EXPECT_EQ(reply.cookie, 7u);
+  EXPECT_EQ(client.Receive(1).size(), 1u);
+}
+
+bool ControlFixture::FileExists(const std::string& path) const { return access(path.c_str(), F_OK) == 0; }
+
+}  // namespace berth::control
