@@ -81,7 +81,7 @@ v1::ExportSpec ControlFixture::RawSpec(const std::string& file, uint64_t size) c
   spec.mutable_image()->set_format(v1::IMAGE_FORMAT_RAW);
   spec.mutable_image()->set_path(absl::StrCat(directory_, "/", file));
   UniqueFd fd(open(spec.image().path().c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
-  if (fd) EXPECT_EQ(ftruncate(fd.get(), static_cast<off_t>(size)), 0);
+  if (fd && ftruncate(fd.get(), static_cast<off_t>(size)) != 0) ADD_FAILURE() << "cannot size " << file;
   return spec;
 }
 

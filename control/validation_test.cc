@@ -1,0 +1,138 @@
+#include "control/validation.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "control/status_details.h"
+
+namespace berth::control {
+namespace {
+
+using testing::HasSubstr;
+
+void ExpectRefused(const absl::Status& status, const std::string& field) {
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_EQ(ReasonOf(status), "INVALID_FIELD");
+  EXPECT_THAT(std::string(status.message()), testing::StartsWith(field + ":"));
+  EXPECT_LT(status.message().size(), 1000u);
+}
+
+TEST(ValidationTest, Names) {
+  for (const char* good : {"a", "0", "disk-1", "vm_4.root", "A.B-C_d"})
+    EXPECT_TRUE(CheckName("name", good).ok());
+  EXPECT_TRUE(CheckName("name", std::string(200, 'x')).ok());
+  for (const std::string& bad :
+       {std::string(), std::string("a/b"), std::string("../x"), std::string(".hidden"), std::string("-x"),
+        std::string("a b"), std::string("ä"), std::string("a\0b", 3), std::string("a\n"),
+        std::string(201, 'x'), std::string(10000, '/')}) {
+    ExpectRefused(CheckName("name", bad), "name");
+  }
+}
+
+TEST(ValidationTest, Paths) {
+  EXPECT_TRUE(CheckImagePath("path", "/srv/a.raw").ok());
+  for (const std::string& bad : {std::string(), std::string("a.raw"), "/" + std::string(4095, 'x'),
+                                 std::string("/a\0b", 4), std::string("nbd://host/x")}) {
+    ExpectRefused(CheckImagePath("path", bad), "path");
+  }
+}
+
+v1::ExportSpec Raw() {
+  v1::ExportSpec spec;
+  spec.mutable_image()->set_format(v1::IMAGE_FORMAT_RAW);
+  spec.mutable_image()->set_path("/srv/a.raw");
+  return spec;
+}
+
+TEST(ValidationTest, ExportSpecs) {
+  EXPECT_TRUE(CheckExportSpec(Raw()).ok());
+  ExpectRefused(CheckExportSpec(v1::ExportSpec()), "spec.image");
+  v1::ExportSpec spec = Raw();
+  spec.mutable_image()->clear_format();
+  ExpectRefused(CheckExportSpec(spec), "spec.image.format");
+  spec.mutable_image()->set_format(static_cast<v1::ImageFormat>(99));
+  ExpectRefused(CheckExportSpec(spec), "spec.image.format");
+  spec = Raw();
+  spec.mutable_image()->set_cache(static_cast<v1::CacheMode>(99));
+  ExpectRefused(CheckExportSpec(spec), "spec.image.cache");
+  spec = Raw();
+  spec.mutable_image()->set_discard(static_cast<v1::DiscardMode>(99));
+  ExpectRefused(CheckExportSpec(spec), "spec.image.discard");
+  spec = Raw();
+  spec.mutable_image()->set_size_bytes(4096);
+  ExpectRefused(CheckExportSpec(spec), "spec.image.size_bytes");
+  spec = Raw();
+  spec.set_description(std::string(4097, 'x'));
+  ExpectRefused(CheckExportSpec(spec), "spec.description");
+  spec = Raw();
+  spec.set_offset_bytes(512);
+  spec.set_length_bytes(~uint64_t{0});
+  ExpectRefused(CheckExportSpec(spec), "spec.length_bytes");
+  spec.set_offset_bytes(~uint64_t{0});
+  ExpectRefused(CheckExportSpec(spec), "spec.offset_bytes");
+  spec = Raw();
+  spec.set_read_only(true);
+  spec.set_shared_writers(true);
+  ExpectRefused(CheckExportSpec(spec), "spec.shared_writers");
+  spec = Raw();
+  spec.mutable_rate_limit()->set_burst_bytes(1);
+  ExpectRefused(CheckExportSpec(spec), "spec.rate_limit.burst_bytes");
+
+  v1::ExportSpec memory;
+  memory.mutable_image()->set_format(v1::IMAGE_FORMAT_MEMORY);
+  ExpectRefused(CheckExportSpec(memory), "spec.image.size_bytes");
+  memory.mutable_image()->set_size_bytes(uint64_t{1} << 63);
+  ExpectRefused(CheckExportSpec(memory), "spec.image.size_bytes");
+  memory.mutable_image()->set_size_bytes(4096);
+  EXPECT_TRUE(CheckExportSpec(memory).ok());
+  memory.mutable_image()->set_path("/srv/a.raw");
+  ExpectRefused(CheckExportSpec(memory), "spec.image.path");
+}
+
+TEST(ValidationTest, AttachmentSpecs) {
+  v1::AttachmentSpec good;
+  good.set_export_("a");
+  EXPECT_TRUE(CheckAttachmentSpec(good).ok());
+  good.set_device("/dev/nbd1048575");
+  EXPECT_TRUE(CheckAttachmentSpec(good).ok());
+  for (const char* bad : {"nbd0", "/dev/nbd", "/dev/nbd01", "/dev/nbd-1", "/dev/nbd1048576", "/dev/sda",
+                          "/dev/nbd0p1", "/dev/nbd99999999999999999999", "/dev/nbd 1"}) {
+    v1::AttachmentSpec spec = good;
+    spec.set_device(bad);
+    ExpectRefused(CheckAttachmentSpec(spec), "spec.device");
+  }
+  v1::AttachmentSpec spec = good;
+  spec.set_connections(17);
+  ExpectRefused(CheckAttachmentSpec(spec), "spec.connections");
+  spec = good;
+  spec.set_block_size(8192);
+  ExpectRefused(CheckAttachmentSpec(spec), "spec.block_size");
+  spec = good;
+  spec.mutable_timeout()->set_seconds(-1);
+  ExpectRefused(CheckAttachmentSpec(spec), "spec.timeout");
+  spec.mutable_timeout()->set_seconds(1);
+  spec.mutable_timeout()->set_nanos(1);
+  ExpectRefused(CheckAttachmentSpec(spec), "spec.timeout");
+  spec = good;
+  spec.mutable_dead_connection_timeout()->set_seconds(int64_t{1} << 62);
+  ExpectRefused(CheckAttachmentSpec(spec), "spec.dead_connection_timeout");
+}
+
+TEST(ValidationTest, Pages) {
+  EXPECT_EQ(ParsePage(0, "")->size, 100u);
+  EXPECT_EQ(ParsePage(5000, "")->size, 1000u);
+  const auto page = ParsePage(7, PageToken("disk-1"));
+  ASSERT_TRUE(page.ok()) << page.status();
+  EXPECT_EQ(page->after, "disk-1");
+  EXPECT_EQ(page->size, 7u);
+  EXPECT_TRUE(ParsePage(7, PageToken(std::string(200, 'x'))).ok());
+  ExpectRefused(ParsePage(-1, "").status(), "page_size");
+  for (const std::string& bad : {std::string("disk-1"), std::string("%%%"), std::string(10000, 'A')}) {
+    ExpectRefused(ParsePage(0, bad).status(), "page_token");
+  }
+}
+
+}  // namespace
+}  // namespace berth::control
