@@ -139,12 +139,11 @@ void Reactor::Stop() {
 }
 
 void Reactor::Post(absl::AnyInvocable<void()> function) {
-  bool wake;
-  {
-    MutexLock lock(&mutex_);
-    wake = posted_.empty();
-    posted_.push_back(std::move(function));
-  }
+  // Under the lock: what was posted may run at once, finish the last work, and let the reactor be destroyed
+  // while this thread is still here.
+  MutexLock lock(&mutex_);
+  const bool wake = posted_.empty();
+  posted_.push_back(std::move(function));
   if (wake) Wake();
 }
 
