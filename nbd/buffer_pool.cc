@@ -57,7 +57,6 @@ Buffer BufferPool::Allocate(size_t size, size_t* charged_to) {
   block->references = 1;
   block->charged_to = charged_to;
   *charged_to += capacity;
-  ++in_use_;
   return Buffer(block);
 }
 
@@ -65,7 +64,6 @@ void Buffer::Release() { block_->pool->Recycle(block_); }
 
 void BufferPool::Recycle(Block* block) {
   *block->charged_to -= block->capacity;
-  --in_use_;
   if (!kPooled || unused_ + block->capacity > kMaxUnused) {
     Destroy(block);
     return;

@@ -76,11 +76,10 @@ class BufferPool {
   static constexpr size_t kMaxSize = size_t{32} << 20;
   Buffer Allocate(size_t size, size_t* charged_to);
 
-  // Gives unused memory back to the system, where no buffer is in use.
-  void TrimIfUnused() {
-    if (in_use_ == 0) Trim();
-  }
+  // Memory that is kept for the next buffers.
   size_t unused_bytes() const { return unused_; }
+  // Gives it back to the system.
+  void Trim();
 
  private:
   friend class Buffer;
@@ -89,12 +88,10 @@ class BufferPool {
   // More than this is not kept, so that one burst of large requests does not cost its memory for ever.
   static constexpr size_t kMaxUnused = size_t{64} << 20;
 
-  void Trim();
   void Recycle(buffer_internal::Block* block);
 
   std::array<buffer_internal::Block*, kClasses> free_ = {};
   size_t unused_ = 0;  // Bytes.
-  size_t in_use_ = 0;  // Buffers.
 };
 
 }  // namespace berth::nbd

@@ -47,6 +47,8 @@ class Executor {
   // The connection's memory in buffers; whoever allocates for it charges it here.
   size_t* bytes_held() { return &bytes_held_; }
   BufferPool& pool() { return pool_; }
+  // What the connection holds, and what its reactor's connections have left in the pool.
+  size_t idle_cost() const { return bytes_held_ + pool_.unused_bytes(); }
 
   // Whether one more request that takes a buffer of `bytes` is within the limits. Always true while nothing
   // is in flight.
@@ -67,7 +69,11 @@ class Executor {
   // Returns when everything is answered, or dropped on a broken connection.
   auto Drain() { return gate_.Close(); }
 
-  void ShrinkToIdle() { replies_.ShrinkToIdle(); }
+  // Gives back memory that past bursts took.
+  void ShrinkToIdle() {
+    replies_.ShrinkToIdle();
+    pool_.Trim();
+  }
 
  private:
   struct Completion {

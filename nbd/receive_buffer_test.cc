@@ -108,7 +108,7 @@ TEST(BufferPoolTest, CountsWhatIsHeld) {
   EXPECT_EQ(held, 4096u);
   first = Buffer();
   EXPECT_EQ(held, 0u);
-  pool.TrimIfUnused();
+  pool.Trim();
   EXPECT_EQ(pool.unused_bytes(), 0u);
 }
 
@@ -122,7 +122,9 @@ TEST(BufferPoolTest, KeepsABoundedAmount) {
   }
   EXPECT_LE(pool.unused_bytes(), size_t{64} << 20);
   Buffer buffer = pool.Allocate(5000, &held);
-  pool.TrimIfUnused();
+  pool.Trim();
+  EXPECT_EQ(pool.unused_bytes(), 0u);
+  memset(buffer.data(), 1, buffer.capacity());
   buffer = Buffer();
   EXPECT_EQ(held, 0u);
 }

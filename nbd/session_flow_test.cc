@@ -7,7 +7,9 @@
 #include <set>
 #include <thread>
 
+#include "absl/time/clock.h"
 #include "image/block/block_device.h"
+#include "nbd/buffer_pool.h"
 #include "nbd/session.h"
 #include "nbd/session_fixture.h"
 
@@ -283,6 +285,21 @@ TEST_F(SessionFlowTest, AClientThatDoesNotReadStopsItselfOnly) {
   }
   slow->Close();
   EXPECT_EQ(slow_ended.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+}
+
+TEST_F(SessionFlowTest, AnIdleConnectionGivesItsMemoryBack) {
+  options_.idle_after = absl::Milliseconds(1);
+  Start();
+  const std::vector<uint8_t> data = Pattern(1 << 20, 1);
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(Write(0, data), Error::kNone);
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(Read(0, data.size()), data);
+  const auto unused = [this] {
+    return RunOn(pool_->at(0), []() -> Task<size_t> { co_return BufferPool::OfThisThread().unused_bytes(); });
+  };
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (unused() > 0 && absl::Now() < deadline) std::this_thread::yield();
+  EXPECT_EQ(unused(), 0u);
+  EXPECT_EQ(Read(0, data.size()), data);
 }
 
 // ---- Stop.

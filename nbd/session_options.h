@@ -20,7 +20,8 @@ struct SessionOptions {
   // shut down.
   absl::Duration stop_timeout = absl::Seconds(10);
 
-  // After this long without a request a connection gives its large receive buffer back.
+  // After this long without a request a connection gives back what it does not need to wait for one; it then
+  // holds about 16 KiB.
   absl::Duration idle_after = absl::Seconds(1);
 };
 

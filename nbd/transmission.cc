@@ -18,6 +18,9 @@ constexpr size_t kLargePayload = size_t{32} << 10;
 constexpr size_t kLookAhead = 4096;
 constexpr int kLargeWritesExpected = 8;
 
+// A connection that leaves more memory than this behind gives it back when it falls idle.
+constexpr size_t kWorthGivingBack = size_t{64} << 10;
+
 // So much payload is moved before others on the reactor get their turn.
 constexpr size_t kTurnBytes = size_t{4} << 20;
 
@@ -212,7 +215,7 @@ Transmission::Target Transmission::PrepareReceive() {
   const absl::Span<uint8_t> space = buffer_.PrepareSpace();
   const size_t most = large_writes_expected_ > 0 ? std::min(space.size(), kLookAhead) : space.size();
   target.vectors[target.count++] = {space.data(), most};
-  if (buffer_.busy()) WatchIdleness();
+  if (executor_.idle_cost() >= kWorthGivingBack) WatchIdleness();
   return target;
 }
 
@@ -286,7 +289,6 @@ void Transmission::ShrinkToIdle() {
   shrink_ = false;
   if (buffer_.size() < ReceiveBuffer::kIdleSize) buffer_.ShrinkToIdle();
   executor_.ShrinkToIdle();
-  executor_.pool().TrimIfUnused();
 }
 
 }  // namespace berth::nbd

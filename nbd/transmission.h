@@ -136,7 +136,7 @@ class Transmission {
   bool deadline_armed_ = false;
   Reactor::Timer deadline_;
 
-  // The large buffer goes back when a period passed without a receive.
+  // Memory goes back when a period passed without a receive.
   bool idle_timer_armed_ = false;
   Reactor::Timer idle_timer_;
   bool received_in_period_ = false;
