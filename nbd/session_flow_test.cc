@@ -355,7 +355,6 @@ TEST_F(SessionFlowTest, StopDoesNotWaitForAClientThatDoesNotRead) {
 TEST_F(SessionFlowTest, StopDoesNotWaitForAClientThatSendsWithoutEnd) {
   options_.stop_timeout = absl::Milliseconds(1);
   Start();
-  std::atomic<bool> ended = false;
   std::thread flood([&] {
     std::vector<uint8_t> message;
     for (int i = 0; i < 1000; ++i) Append(&message, Encode({0, Command::kFlush, 1, 0, 0}));
@@ -429,7 +428,7 @@ TEST_F(SessionFlowTest, AnUnopenedChannelEndsTheSession) {
     absl::Status Resize(uint64_t) override { return absl::FailedPreconditionError("not resizable"); }
 
    private:
-    const BlockTraits traits_;
+    const BlockTraits traits_ = {};
   };
   export_->device = std::make_shared<Closed>();
   Start();
