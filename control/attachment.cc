@@ -239,6 +239,10 @@ void Attachment::ConnectionsLost(uint64_t epoch) {
 }
 
 absl::Status Attachment::EndSessions() {
+  return EndSessionsBy(absl::Now() + environment_.options.operation_timeout);
+}
+
+absl::Status Attachment::EndSessionsBy(absl::Time deadline) {
   {
     MutexLock lock(&mutex_);
     epoch_ = 0;
@@ -246,11 +250,10 @@ absl::Status Attachment::EndSessions() {
   if (sessions_ == nullptr) return absl::OkStatus();
   sessions_->CloseKernelEnds();
   sessions_->Stop();
-  if (!sessions_->WaitUntilEnded(absl::Now() + environment_.options.operation_timeout)) {
+  if (!sessions_->WaitUntilEnded(deadline)) {
     return absl::DeadlineExceededError(
         absl::StrCat(sessions_->running(), " connections of attachment ", Quoted(name()),
-                     " did not end within ", absl::FormatDuration(environment_.options.operation_timeout),
-                     ": requests on the image are stuck; look at the storage below it"));
+                     " did not end in time: requests on the image are stuck; look at the storage below it"));
   }
   sessions_.reset();
   served_.reset();
@@ -459,7 +462,7 @@ void Attachment::BeginShutdown() {
   if (sessions_ != nullptr) sessions_->Stop();
 }
 
-absl::Status Attachment::Shutdown() { return EndSessions(); }
+absl::Status Attachment::Shutdown(absl::Time deadline) { return EndSessionsBy(deadline); }
 
 absl::Status Attachment::Persist(state::v1::AttachmentPhase phase) {
   state::v1::AttachmentRecord record = record_;

@@ -86,7 +86,7 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
 
   // Ends the sessions and leaves the device to the next process: it waits for new connections.
   void BeginShutdown();
-  absl::Status Shutdown();
+  absl::Status Shutdown(absl::Time deadline);
 
   // Nothing is left of it, on disk or in the kernel.
   bool gone() const { return gone_; }
@@ -116,6 +116,7 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   absl::Status RefuseWhileInUse(const netlink::DeviceState& device) const;
   absl::Status StartSessions();
   absl::Status EndSessions();
+  absl::Status EndSessionsBy(absl::Time deadline);
   // The device that carries our identifier: at the index of the record, or wherever it is.
   absl::StatusOr<std::optional<netlink::DeviceState>> FindDevice() const;
   absl::Status Persist(state::v1::AttachmentPhase phase);

@@ -242,15 +242,14 @@ void AttachmentTable::DetachAll(absl::Time deadline) {
   }
 }
 
-void AttachmentTable::Shutdown() {
+absl::Status AttachmentTable::Shutdown(absl::Time deadline) {
   const std::vector<std::shared_ptr<Attachment>> all = All();
   for (const std::shared_ptr<Attachment>& attachment : all) attachment->BeginShutdown();
+  absl::Status result;
   for (const std::shared_ptr<Attachment>& attachment : all) {
-    if (absl::Status status = attachment->Shutdown(); !status.ok()) {
-      Log(LogLevel::kError, "sessions did not end",
-          {{"attachment", attachment->name()}, {"error", std::string(status.message())}});
-    }
+    if (absl::Status status = attachment->Shutdown(deadline); !status.ok()) result = std::move(status);
   }
+  return result;
 }
 
 }  // namespace berth::control

@@ -55,8 +55,9 @@ class AttachmentTable {
 
   // Detaches what is not in use. Says what stays, and why, in the log.
   void DetachAll(absl::Time deadline);
-  // Ends all sessions and leaves the devices to the next process.
-  void Shutdown();
+  // Ends all sessions and leaves the devices to the next process. DEADLINE_EXCEEDED where requests are stuck
+  // in an image; then the sessions go on, and what they use must too.
+  absl::Status Shutdown(absl::Time deadline);
 
  private:
   using Attachments = std::map<std::string, std::shared_ptr<Attachment>, std::less<>>;

@@ -29,12 +29,12 @@ CLI::Option* AddDuration(CLI::App& app, const std::string& name, absl::Duration&
   return app
       .add_option_function<std::string>(
           name,
-          [&value, smallest](const std::string& text) {
+          [&value, smallest, name](const std::string& text) {
             absl::Duration parsed;
             if (!absl::ParseDuration(text, &parsed) || parsed < smallest || parsed > absl::Hours(24 * 365)) {
-              throw CLI::ValidationError(absl::StrCat("\"", text, "\" is no time from ",
-                                                      absl::FormatDuration(smallest),
-                                                      " to 8760h; write 30s, 5m or 1h"));
+              throw CLI::ValidationError(
+                  name, absl::StrCat("\"", text, "\" is no time from ", absl::FormatDuration(smallest),
+                                     " to 8760h; write 30s, 5m or 1h"));
             }
             value = parsed;
           },
@@ -209,6 +209,10 @@ ParsedCommandLine ParseCommandLine(int argc, const char* const* argv) {
     return parsed;
   } catch (const CLI::CallForVersion& version) {
     parsed.text = absl::StrCat(version.what(), "\n");
+    return parsed;
+  } catch (const CLI::FileError& error) {
+    parsed.text = absl::StrCat("berthd: --config: ", OneLine(error.what()), "\n");
+    parsed.exit_code = kUsageError;
     return parsed;
   } catch (const CLI::Error& error) {
     parsed.text = absl::StrCat("berthd: ", OneLine(error.what()), "\n");

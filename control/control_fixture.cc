@@ -19,7 +19,8 @@
 namespace berth::control {
 
 ControlFixture::ControlFixture() {
-  directory_ = testing::TempDir() + "/control.XXXXXX";
+  // Short, as sockets' paths must be.
+  directory_ = "/tmp/berth-control.XXXXXX";
   if (mkdtemp(directory_.data()) == nullptr) ADD_FAILURE() << "no temporary directory";
   export_options_.operation_timeout = absl::Seconds(20);
   attachment_options_.operation_timeout = absl::Seconds(5);
@@ -55,7 +56,9 @@ void ControlFixture::Start() {
 }
 
 void ControlFixture::Stop() {
-  if (attachments_ != nullptr) attachments_->Shutdown();
+  if (attachments_ != nullptr) {
+    EXPECT_TRUE(attachments_->Shutdown(Soon()).ok());
+  }
   attachments_.reset();
   exports_.reset();
   events_.reset();

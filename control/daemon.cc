@@ -216,7 +216,7 @@ absl::Status RunningDaemon::Stop() {
   nbd_.reset();
   if (attachments_ != nullptr) {
     if (config_.detach_on_exit) attachments_->DetachAll(deadline);
-    attachments_->Shutdown();
+    status.Update(attachments_->Shutdown(deadline));
   }
   return status;
 }
