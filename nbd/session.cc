@@ -85,8 +85,10 @@ std::shared_ptr<Session> StartKernelSession(Reactor& reactor, UniqueFd socket,
                                             absl::AnyInvocable<void()> on_end) {
   Negotiated negotiated;
   negotiated.served = std::move(served);
-  return StartSession(reactor, MakePlainTransport(reactor, std::move(socket)), std::move(negotiated), options,
-                      std::move(on_end));
+  SessionOptions kernel_options = options;
+  kernel_options.refuse_while_stopping = false;
+  return StartSession(reactor, MakePlainTransport(reactor, std::move(socket)), std::move(negotiated),
+                      kernel_options, std::move(on_end));
 }
 
 }  // namespace berth::nbd

@@ -24,8 +24,8 @@ class Session {
   virtual ~Session() = default;
 
   // Serves no more requests: running ones finish and are answered, those that still arrive meanwhile are
-  // answered with NBD_ESHUTDOWN, then the socket is closed, after `stop_timeout` also on a client that does
-  // not read. Returns at once; `on_end` follows.
+  // answered with NBD_ESHUTDOWN (a kernel session leaves them unread), then the socket is closed, after
+  // `stop_timeout` also on a client that does not read. Returns at once; `on_end` follows.
   virtual void Stop() = 0;
   // As Stop(), without waiting for the client: replies that it does not take are lost. `on_end` follows as
   // soon as the running requests have finished.

@@ -343,6 +343,27 @@ TEST_F(SessionFlowTest, StopAnswersWhatRunsAndRefusesTheRest) {
   EXPECT_TRUE(session_->end_reason().ok()) << session_->end_reason();
 }
 
+// An answer would be an I/O error of the file system on the device; without one the kernel asks again later.
+TEST_F(SessionFlowTest, StopLeavesWhatTheKernelStillSendsUnanswered) {
+  options_.refuse_while_stopping = false;
+  Start();
+  faulty_->Hold(FaultyDevice::kRead);
+  for (uint64_t i = 0; i < 5; ++i) ASSERT_TRUE(client_->Send({0, Command::kRead, i, 0, 512}));
+  ASSERT_TRUE(faulty_->WaitUntilHeld(FaultyDevice::kRead, 5));
+  session_->Stop();
+  FinishTurn();
+  ASSERT_TRUE(client_->Send({0, Command::kRead, 5, 0, 512}));
+  ASSERT_TRUE(client_->Send({0, Command::kWrite, 6, 0, 100'000}, Pattern(100'000, 1)));
+  faulty_->Release(FaultyDevice::kRead);
+  for (uint64_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(client_->ReceiveSimple().error, Error::kNone);
+    client_->Receive(512);
+  }
+  EXPECT_TRUE(client_->AtEnd());
+  WaitForEnd();
+  EXPECT_EQ(faulty_->count(FaultyDevice::kWrite), 0u);
+}
+
 TEST_F(SessionFlowTest, StopDoesNotWaitForAClientThatDoesNotRead) {
   options_.stop_timeout = absl::Milliseconds(1);
   Start(4096);

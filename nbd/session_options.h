@@ -20,6 +20,11 @@ struct SessionOptions {
   // shut down.
   absl::Duration stop_timeout = absl::Seconds(10);
 
+  // Whether a request that arrives while the session stops is answered with NBD_ESHUTDOWN. Where not, it is
+  // left unread: the kernel's client sends it again over its next connection, and would make an I/O error of
+  // an answer.
+  bool refuse_while_stopping = true;
+
   // After this long without a request a connection gives back what it does not need to wait for one; it then
   // holds about 16 KiB.
   absl::Duration idle_after = absl::Seconds(1);

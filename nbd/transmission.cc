@@ -127,6 +127,7 @@ Transmission::Next Transmission::ServeReceived() {
 }
 
 Transmission::Next Transmission::ServeNext() {
+  if (stopping_ && !options_.refuse_while_stopping) return Next::kClose;
   if (skipped_.has_value()) return Skip();
   if (large_write_.has_value()) {
     if (large_write_->missing() > 0) return Next::kReceive;
