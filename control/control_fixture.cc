@@ -120,9 +120,9 @@ uint32_t ControlFixture::IndexOf(const v1::Attachment& attachment) {
 }
 
 void ControlFixture::ExpectServed(uint32_t index, size_t socket) {
-  const int fd = kernel().KernelSocket(index, socket);
-  ASSERT_GE(fd, 0) << "socket " << socket << " of device " << index << " is dead";
-  nbd::RawClient client((UniqueFd(dup(fd))));
+  UniqueFd fd(kernel().DuplicateKernelSocket(index, socket));
+  ASSERT_TRUE(fd) << "socket " << socket << " of device " << index << " is dead";
+  nbd::RawClient client(std::move(fd));
   nbd::Request request;
   request.command = nbd::Command::kRead;
   request.cookie = 7;

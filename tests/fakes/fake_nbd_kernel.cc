@@ -352,6 +352,13 @@ int FakeNbdKernel::KernelSocket(uint32_t index, size_t socket) const {
   return found->second.sockets[socket];
 }
 
+int FakeNbdKernel::DuplicateKernelSocket(uint32_t index, size_t socket) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = devices_.find(index);
+  if (found == devices_.end() || socket >= found->second.sockets.size()) return -1;
+  return fcntl(found->second.sockets[socket], F_DUPFD_CLOEXEC, 0);
+}
+
 netlink::ConnectRequest FakeNbdKernel::ConnectedWith(uint32_t index) const {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = devices_.find(index);

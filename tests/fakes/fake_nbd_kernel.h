@@ -74,6 +74,8 @@ class FakeNbdKernel final : public netlink::NbdKernel {
   // The kernel's end of a live socket, still owned by the fake, for tests that send requests as the kernel
   // would; -1 where it is dead. Valid until the device is disconnected or the socket is replaced.
   int KernelSocket(uint32_t index, size_t socket) const;
+  // A copy of it, which the caller closes, and which nobody else closes meanwhile.
+  int DuplicateKernelSocket(uint32_t index, size_t socket) const;
   // What the device was connected with; its `sockets` mean nothing any more.
   netlink::ConnectRequest ConnectedWith(uint32_t index) const;
 
