@@ -105,9 +105,11 @@ for name in TEST_SRCDIR RUNFILES_DIR JAVA_RUNFILES RUNFILES_MANIFEST_FILE; do
   [[ -n ${!name:-} ]] && printf 'declare -x %s=%q\n' "$name" "${!name}" >>"$out/environment"
 done
 # A fresh /tmp would hide what the command needs of this machine's one: there the fresh one is laid over it.
-if [[ "$PWD:$(readlink -f .):$(readlink -f "$(command -v "$1" || echo /)")" =~ (^|:)/tmp(/|:|$) ]]; then
+for path in "$PWD" "${HOME:-/}" "$(command -v "$1" || true)" "$@"; do
+  [[ -e $path && $(readlink -f "$path") == /tmp/* ]] || continue
   echo 'keep_tmp=1' >>"$out/job"
-fi
+  break
+done
 
 # --- A kernel that has virtiofs as a module needs an initramfs to reach the root.
 
