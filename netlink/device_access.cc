@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/blkpg.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -19,6 +20,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
@@ -143,6 +145,23 @@ absl::StatusOr<bool> IsClaimed(const SystemPaths& paths, const BlockNode& disk) 
   if (fd.get() >= 0) return false;
   if (errno == EBUSY) return true;
   return ErrnoError(absl::StrCat("cannot open ", path), errno);
+}
+
+absl::Status DropPartitions(const SystemPaths& paths, const std::vector<BlockNode>& nodes) {
+  const std::string path = NodePath(paths, nodes.front());
+  const Descriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return ErrnoError(absl::StrCat("cannot open ", path), errno);
+  absl::Status status;
+  for (auto node = nodes.begin() + 1; node != nodes.end(); ++node) {
+    blkpg_partition partition = {};
+    // "nbd0p1".
+    if (!absl::SimpleAtoi(node->name.substr(nodes.front().name.size() + 1), &partition.pno)) continue;
+    blkpg_ioctl_arg argument = {BLKPG_DEL_PARTITION, 0, sizeof(partition), &partition};
+    if (ioctl(fd.get(), BLKPG, &argument) != 0) {
+      status = ErrnoError(absl::StrCat("cannot drop ", NodePath(paths, *node)), errno);
+    }
+  }
+  return status;
 }
 
 std::vector<std::string> FindOpeners(const SystemPaths& paths, const std::vector<BlockNode>& nodes) {

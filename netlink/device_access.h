@@ -24,6 +24,9 @@ absl::Status ReadLastBlock(const SystemPaths& paths, const BlockNode& disk, uint
 // Whether somebody holds the disk or one of its partitions exclusively.
 absl::StatusOr<bool> IsClaimed(const SystemPaths& paths, const BlockNode& disk);
 
+// Makes the kernel forget the partitions of a disk that are not in use. `nodes` are those of ListNodes().
+absl::Status DropPartitions(const SystemPaths& paths, const std::vector<BlockNode>& nodes);
+
 // Processes that have one of `nodes` open, as "command (pid N)", at most 16. Sees what /proc shows to this
 // process, and only files opened through a folder named dev: asking anything else for its number might hang
 // in its file system.

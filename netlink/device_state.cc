@@ -195,6 +195,17 @@ absl::StatusOr<std::vector<std::string>> FindMountPoints(const SystemPaths& path
   return mount_points;
 }
 
+std::vector<std::string> FindLoops(const SystemPaths& paths, const std::vector<BlockNode>& nodes) {
+  std::vector<std::string> loops;
+  for (std::string& name : ListNames(paths.sys + "/block").value_or(std::vector<std::string>())) {
+    if (!absl::StartsWith(name, "loop")) continue;
+    const std::optional<std::string> file =
+        ReadAttribute(absl::StrCat(paths.sys, "/block/", name, "/loop/backing_file"));
+    if (file && HasPath(paths, nodes, *file)) loops.push_back(std::move(name));
+  }
+  return loops;
+}
+
 absl::StatusOr<std::vector<uint32_t>> ListDisks(const SystemPaths& paths) {
   std::vector<uint32_t> indexes;
   const std::optional<std::vector<std::string>> names = ListNames(paths.sys + "/block");

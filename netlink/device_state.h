@@ -41,6 +41,10 @@ DeviceState InspectDisk(const SystemPaths& paths, uint32_t index);
 absl::StatusOr<std::vector<std::string>> FindMountPoints(const SystemPaths& paths,
                                                          const std::vector<BlockNode>& nodes);
 
+// Loop devices whose file is one of the nodes ("loop0"): they hold it open in the kernel, where neither a
+// claim nor a process shows it. Such a file is known by the path that it was opened with.
+std::vector<std::string> FindLoops(const SystemPaths& paths, const std::vector<BlockNode>& nodes);
+
 // Indexes of all nbd disks, in order; empty where the kernel has none.
 absl::StatusOr<std::vector<uint32_t>> ListDisks(const SystemPaths& paths);
 

@@ -17,6 +17,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
+using ::testing::UnorderedElementsAre;
 
 // A tree of files in place of sysfs and procfs.
 class DeviceStateTest : public testing::Test {
@@ -90,6 +91,16 @@ TEST_F(DeviceStateTest, HoldersOfDiskAndPartitionsOnceEach) {
   Sys("nbd3/nbd3p2/holders/dm-0", "");
   Sys("nbd3/nbd3p2/holders/md127", "");
   EXPECT_THAT(InspectDisk(paths_, 3).holders, ElementsAre("dm-0", "md127"));
+}
+
+TEST_F(DeviceStateTest, LoopDevicesOnDiskAndPartitions) {
+  MakeDisk();
+  Sys("loop0/loop/backing_file", paths_.dev + "/nbd3\n");
+  Sys("loop1/loop/backing_file", "/var/lib/nbd3\n");
+  Sys("loop2/loop/backing_file", paths_.dev + "/nbd3p2\n");
+  Sys("loop3/loop/backing_file", paths_.dev + "/nbd30\n");
+  Sys("loop4/size", "0\n");
+  EXPECT_THAT(FindLoops(paths_, ListNodes(paths_, 3)), UnorderedElementsAre("loop0", "loop2"));
 }
 
 TEST_F(DeviceStateTest, HeldFromAboveIsNotFree) {

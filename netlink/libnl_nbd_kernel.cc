@@ -188,8 +188,14 @@ absl::StatusOr<uint32_t> LibnlNbdKernel::Connect(const ConnectRequest& request) 
 }
 
 absl::Status LibnlNbdKernel::Disconnect(uint32_t index) {
-  if (!InspectDisk(options_.paths, index).exists) {
-    return absl::NotFoundError(absl::StrCat("there is no ", DevicePath(index)));
+  const DeviceState state = InspectDisk(options_.paths, index);
+  if (!state.exists) return absl::NotFoundError(absl::StrCat("there is no ", DevicePath(index)));
+  if (state.pid && !state.partitions.empty()) {
+    // The kernel would keep them on a disk of no size. One that is in use stays; what matters is the disk.
+    (void)RunOpening(absl::StrCat("drop partitions of ", DevicePath(index)), options_.open_timeout,
+                     [paths = options_.paths, nodes = ListNodes(options_.paths, index)] {
+                       return nodes.empty() ? absl::OkStatus() : DropPartitions(paths, nodes);
+                     });
   }
   return requests_.Run(absl::StrCat("disconnect ", DevicePath(index)), options_.call_timeout,
                        [index] { return SendDisconnect(index); });
@@ -226,10 +232,11 @@ absl::StatusOr<DeviceState> LibnlNbdKernel::Inspect(uint32_t index) {
   DeviceState state = InspectDisk(options_.paths, index);
   // Nothing of no size is mounted, and the table of mounts may be long.
   if (!state.exists || state.size_bytes == 0) return state;
-  absl::StatusOr<std::vector<std::string>> mount_points =
-      FindMountPoints(options_.paths, ListNodes(options_.paths, index));
+  const std::vector<BlockNode> nodes = ListNodes(options_.paths, index);
+  absl::StatusOr<std::vector<std::string>> mount_points = FindMountPoints(options_.paths, nodes);
   if (!mount_points.ok()) return mount_points.status();
   state.mount_points = *std::move(mount_points);
+  for (std::string& loop : FindLoops(options_.paths, nodes)) state.holders.push_back(std::move(loop));
   return state;
 }
 
@@ -301,6 +308,7 @@ absl::Status LibnlNbdKernel::WaitUntilFree(uint32_t index, absl::Duration at_mos
   const std::vector<BlockNode> nodes = ListNodes(options_.paths, index);
   std::vector<std::string> reasons = FindOpeners(options_.paths, nodes);
   for (std::string& reason : reasons) reason = absl::StrCat("open in ", reason);
+  for (std::string& loop : FindLoops(options_.paths, nodes)) state.holders.push_back(std::move(loop));
   if (!state.holders.empty()) {
     reasons.push_back(absl::StrCat("below ", absl::StrJoin(state.holders, ", ")));
   }

@@ -23,7 +23,7 @@ namespace berth::netlink {
 
 struct LibnlNbdKernelOptions {
   absl::Duration call_timeout = absl::Seconds(15);    // For one netlink request.
-  absl::Duration open_timeout = absl::Seconds(5);     // For FindUse() to open the device.
+  absl::Duration open_timeout = absl::Seconds(5);     // For FindUse() and Disconnect() to open it.
   absl::Duration module_timeout = absl::Seconds(30);  // For modprobe.
   bool load_module = true;
   std::string modprobe = "/sbin/modprobe";

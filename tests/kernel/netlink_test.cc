@@ -308,6 +308,7 @@ TEST_F(NetlinkTest, PartitionsAreThereWhenUsable) {
     EXPECT_EQ(access(absl::StrCat("/dev/", name, "p2").c_str(), R_OK), 0);
     ASSERT_TRUE(kernel_->Disconnect(index).ok());
     ASSERT_TRUE(kernel_->WaitUntilFree(index, kLong).ok());
+    EXPECT_THAT(kernel_->Inspect(index)->partitions, IsEmpty());
   }
   // The next one on the same device has no table.
   responder_.Write(0, std::vector<uint8_t>(512));
