@@ -1,0 +1,169 @@
+// What the users of a device see when the image below fails, or when their device is taken away.
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "image/io/unique_fd.h"
+#include "tests/kernel/disk_server.h"
+
+namespace berth::kernel_test {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr uint64_t kSize = 32 * kMebibyte;
+constexpr size_t kBlock = 4096;
+constexpr size_t kChunk = 16 * kBlock;
+
+// Another export beside the one in trouble, which must not notice.
+class TroubleTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(server_.Start({"--operation-timeout=5s"}));
+    server_.CreateDisk("other", kSize);
+    other_ = server_.AttachDisk("other");
+    ASSERT_EQ(WriteAt(other_, 0, Pattern(77)), 0);
+  }
+  void TearDown() override {
+    EXPECT_EQ(ContentAt(other_, 0, kBlock), Pattern(77));
+    server_.DetachDisk("other", other_);
+    EXPECT_THAT(UsedDevices(), IsEmpty());
+    EXPECT_EQ(server_.Stop(), 0);
+  }
+
+  DiskServer server_;
+  std::string other_;
+};
+
+TEST_F(TroubleTest, AFullDiskIsAnErrorOfTheWrite) {
+  Mount small("tmpfs", "tmpfs", server_.Path("small"), 0, "size=8M");
+  ASSERT_TRUE(server_.CreateRawImage("small/disk.raw", kSize).ok());
+  ASSERT_TRUE(server_.CreateRawExport("disk", "small/disk.raw").ok());
+  const std::string device = server_.AttachDisk("disk");
+  const auto chunk = [](uint64_t offset) {
+    std::string text;
+    for (int i = 0; i < 16; ++i) text += Pattern(offset);
+    return text;
+  };
+  uint64_t written = 0;
+  int error = 0;
+  while (written < kSize) {
+    error = WriteAt(device, written, chunk(written));
+    if (error != 0) break;
+    written += kChunk;
+    if (written == 6 * kMebibyte) Shell(absl::StrCat("fallocate -l 1M ", small.Path("filler")));
+  }
+  // The kernel has one error for all that a server tells.
+  EXPECT_EQ(error, EIO);
+  EXPECT_GT(written, 6 * kMebibyte);
+  EXPECT_LT(written, 8 * kMebibyte);
+  EXPECT_GT(server_.Statistics("disk", v1::OPERATION_WRITE).errors(), 0u);
+  for (uint64_t offset = 0; offset < written; offset += kMebibyte) {
+    EXPECT_EQ(ContentAt(device, offset, kBlock), Pattern(offset));
+  }
+  // Space is there again, and writes succeed.
+  Shell(absl::StrCat("rm ", small.Path("filler")));
+  EXPECT_EQ(WriteAt(device, written, chunk(written)), 0);
+  EXPECT_EQ(ContentAt(small.Path("disk.raw"), written, kChunk), chunk(written));
+  server_.DetachDisk("disk", device);
+
+  // Without its image the export comes back as one that cannot be used, and says why.
+  EXPECT_EQ(server_.Stop(), 0);
+  EXPECT_TRUE(small.Unmount());
+  ASSERT_TRUE(server_.Start());
+  EXPECT_THAT(server_.GetExport("disk").error(), HasSubstr("small/disk.raw"));
+}
+
+TEST_F(TroubleTest, ATruncatedImageIsAnErrorOfTheRead) {
+  server_.CreateDisk("disk", kSize);
+  const std::string device = server_.AttachDisk("disk");
+  ASSERT_EQ(WriteAt(device, 0, Pattern(1)), 0);
+  ASSERT_EQ(WriteAt(device, 16 * kMebibyte, Pattern(2)), 0);
+  ASSERT_EQ(truncate(server_.Image("disk").c_str(), 8 * kMebibyte), 0);
+  EXPECT_EQ(ContentAt(device, 0, kBlock), Pattern(1));
+  std::string data;
+  EXPECT_EQ(ReadAt(device, 16 * kMebibyte, kBlock, &data), EIO);
+  EXPECT_GT(server_.Statistics("disk", v1::OPERATION_READ).errors(), 0u);
+  server_.DetachDisk("disk", device);
+}
+
+TEST_F(TroubleTest, AnUnlinkedImageServesOn) {
+  server_.CreateDisk("disk", kSize);
+  const std::string device = server_.AttachDisk("disk");
+  ASSERT_EQ(unlink(server_.Image("disk").c_str()), 0);
+  EXPECT_EQ(WriteAt(device, 0, Pattern(1)), 0);
+  EXPECT_EQ(ContentAt(device, 0, kBlock), Pattern(1));
+  server_.DetachDisk("disk", device);
+}
+
+TEST_F(TroubleTest, AForcedDetachEndsAReader) {
+  server_.CreateDisk("disk", kSize);
+  const std::string device = server_.AttachDisk("disk");
+  std::atomic<uint64_t> reads = 0;
+  int error = 0;
+  std::thread reader([&] {
+    const UniqueFd fd(open(device.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+    void* buffer = std::aligned_alloc(kBlock, kBlock);
+    // It leaves at its first error, and with it the last use of the device.
+    while (pread(fd.get(), buffer, kBlock, 0) == static_cast<ssize_t>(kBlock)) ++reads;
+    error = errno;
+    std::free(buffer);
+  });
+  while (reads < 10) std::this_thread::yield();
+  const grpc::Status refused = server_.Detach("disk");
+  EXPECT_EQ(control::ReasonOf(refused), "DEVICE_HELD") << refused.error_message();
+  const uint64_t before = reads;
+  while (reads < before + 10) std::this_thread::yield();
+
+  const grpc::Status forced = server_.Detach("disk", true);
+  EXPECT_TRUE(forced.ok()) << forced.error_message();
+  reader.join();
+  EXPECT_EQ(error, EIO);
+  EXPECT_TRUE(IsFree(device));
+  EXPECT_THAT(server_.GetExport("disk").attachments(), IsEmpty());
+  // And it can be had again.
+  EXPECT_EQ(server_.AttachDisk("disk"), device);
+  EXPECT_EQ(ContentAt(device, 0, kBlock), std::string(kBlock, '\0'));
+  server_.DetachDisk("disk", device);
+}
+
+TEST_F(TroubleTest, AForcedDetachOfAMountIsFinishedByTheUnmount) {
+  server_.CreateDisk("disk", kSize);
+  const std::string device = server_.AttachDisk("disk");
+  Shell(absl::StrCat("mkfs.ext4 -q ", device));
+  {
+    Mount mount(device, "ext4", server_.Path("mnt"));
+    std::ofstream(mount.Path("file")) << "written before";
+    Shell("sync");
+    const grpc::Status forced = server_.Detach("disk", true);
+    EXPECT_EQ(control::ReasonOf(forced), "DEVICE_HELD") << forced.error_message();
+    EXPECT_THAT(forced.error_message(), HasSubstr(mount.folder()));
+    EXPECT_FALSE(IsFree(device));
+    // Its users get errors, at once.
+    EXPECT_NE(
+        system(absl::StrCat("dd if=/dev/zero bs=4k count=1 oflag=direct status=none of=", mount.Path("more"))
+                   .c_str()),
+        0);
+  }
+  const grpc::Status again = server_.Detach("disk");
+  EXPECT_TRUE(again.ok()) << again.error_message();
+  EXPECT_TRUE(IsFree(device));
+  Shell(absl::StrCat("e2fsck -f -p ", server_.Image("disk"), " || test $? = 1"));
+  EXPECT_THAT(OutputOf(absl::StrCat("debugfs -R 'cat /file' ", server_.Image("disk"), " 2>/dev/null")),
+              HasSubstr("written before"));
+}
+
+}  // namespace
+}  // namespace berth::kernel_test
