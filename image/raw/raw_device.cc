@@ -109,7 +109,7 @@ RawDevice::RawDevice(File file, std::optional<File> cached, const DiskFacts& fac
   traits_.read_only = options.read_only;
   traits_.resizable = !options.read_only && !facts.is_block_device;
   traits_.rotational = facts.rotational;
-  traits_.can_discard = unmap && space_.can_discard();
+  traits_.can_discard = !options.read_only && unmap && space_.can_discard();
   traits_.fast_zero = space_.zeroes_fast(unmap);
   traits_.preferred_alignment = kPage;
   if (Flushes(options, file_)) flushes_.emplace(*cached_);

@@ -1,4 +1,4 @@
-// TemporaryImage: a file for a test, gone with the object.
+// TemporaryImage: a file for a test, gone with the object, and in memory with the process, however that ends.
 #ifndef BERTH_IMAGE_RAW_TEMPORARY_IMAGE_H_
 #define BERTH_IMAGE_RAW_TEMPORARY_IMAGE_H_
 
@@ -23,15 +23,23 @@ inline std::string MemoryDirectory() { return "/dev/shm"; }
 class TemporaryImage {
  public:
   TemporaryImage(const std::string& directory, uint64_t size) {
-    path_ = directory + "/berth-test-XXXXXX";
-    const int fd = mkstemp(path_.data());
-    EXPECT_GE(fd, 0) << path_;
-    EXPECT_EQ(ftruncate(fd, static_cast<off_t>(size)), 0);
-    close(fd);
+    if (directory == MemoryDirectory()) {
+      // Nobody empties that directory after a crash, so the file has no name in it.
+      fd_ = open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+      path_ = "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd_);
+    } else {
+      path_ = directory + "/berth-test-XXXXXX";
+      fd_ = mkstemp(path_.data());
+    }
+    EXPECT_GE(fd_, 0) << path_;
+    EXPECT_EQ(ftruncate(fd_, static_cast<off_t>(size)), 0);
   }
   TemporaryImage(const TemporaryImage&) = delete;
   TemporaryImage& operator=(const TemporaryImage&) = delete;
-  ~TemporaryImage() { unlink(path_.c_str()); }
+  ~TemporaryImage() {
+    if (path_.rfind("/proc/", 0) != 0) unlink(path_.c_str());
+    close(fd_);
+  }
 
   const std::string& path() const { return path_; }
 
@@ -56,6 +64,7 @@ class TemporaryImage {
   }
 
  private:
+  int fd_ = -1;
   std::string path_;
 };
 
