@@ -52,6 +52,16 @@ TEST(BerthdTest, ServesNbdClientsAndComesBackAfterARestart) {
   EXPECT_NE(access(berthd.rpc_path().c_str(), F_OK), 0);
 }
 
+// Exports come and go, and the only one today may be another one tomorrow.
+TEST(BerthdTest, TheEmptyNameIsNoExport) {
+  BerthdProcess berthd;
+  ASSERT_TRUE(berthd.Start());
+  CreateDisk(berthd);
+  const ProcessResult info = RunProcess({"/usr/bin/nbdinfo", "--size", berthd.Uri("")});
+  EXPECT_NE(info.exit_code, 0) << info.output;
+  EXPECT_EQ(RunProcess({"/usr/bin/nbdinfo", "--size", berthd.Uri("disk")}).exit_code, 0);
+}
+
 TEST(BerthdTest, AKilledServerStartsAgain) {
   BerthdProcess berthd;
   ASSERT_TRUE(berthd.Start());

@@ -90,9 +90,9 @@ void AddAddresses(CLI::App& app, Config& config, std::vector<std::string>& liste
       ->type_name("ADDRESS")
       ->check(CLI::Validator(CheckListen, ""))
       ->required();
-  app.add_option(
-         "--nbd", config.nbd,
-         "Serve every export to NBD clients here, under its name: unix:PATH or HOST:PORT; repeat for more")
+  app.add_option("--nbd", config.nbd,
+                 "Serve every export to NBD clients here, under its name, none by default: unix:PATH or "
+                 "HOST:PORT; repeat for more")
       ->type_name("ADDRESS")
       ->check(CLI::Validator(CheckNbd, ""));
   app.add_flag("--nbd-socket-for-all", config.nbd_socket_for_all,

@@ -131,6 +131,7 @@ absl::Status RunningDaemon::StartNbd() {
   options.max_connections_per_export = config_.max_connections_per_export;
   options.handshake_timeout = config_.handshake_limit;
   options.session.max_bytes_in_flight = config_.connection_memory;
+  options.handshake.sole_export_is_default = false;  // Exports come and go.
   nbd_ = std::make_unique<nbd::Server>(*reactors_, exports_, options,
                                        std::make_shared<NetworkClients>(exports_, events_));
   for (const std::string& text : config_.nbd) {

@@ -15,9 +15,6 @@ namespace {
 // of the image and the copy into the socket.
 constexpr size_t kFlushBytes = size_t{256} << 10;
 
-// Far below what the specification allows: a client goes on where a reply ends.
-constexpr size_t kMaxExtentsPerReply = size_t{16} << 10;
-
 bool OperationOf(Command command, Operation* operation) {
   switch (command) {
     case Command::kRead:
@@ -174,7 +171,9 @@ Task<IoResult> Executor::DiscardAndFlush(uint64_t offset, uint64_t length) {
 
 Task<void> Executor::ServeBlockStatus(Request request, int64_t started, Gate::Holder) {
   std::vector<Extent> extents;
+  bytes_held_ += kBlockStatusBytes;
   const IoResult result = co_await channel_.Extents(request.offset, request.length, &extents);
+  bytes_held_ -= kBlockStatusBytes;
   if (!result.ok()) {
     Finish(request, result, Buffer(), started);
     co_return;
@@ -235,9 +234,9 @@ void Executor::AnswerError(const Request& request, const Refusal& refusal) {
 }
 
 void Executor::AnswerBlockStatus(const Request& request, const std::vector<Extent>& extents) {
-  assert(!extents.empty());
+  assert(!extents.empty() && extents.size() <= kMaxExtents);
   const bool one = (request.flags & kCommandFlagReqOne) != 0;
-  const size_t count = one ? 1 : std::min(extents.size(), kMaxExtentsPerReply);
+  const size_t count = one ? 1 : extents.size();
   const size_t chunk_size = kBlockStatusSize + count * kExtentDescriptorSize;
   const size_t size = chunk_size * negotiated_.contexts.size();
   Buffer payload = pool_.Allocate(size, &bytes_held_);

@@ -17,6 +17,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/types/span.h"
 #include "image/block/block_device.h"
+#include "image/block/extent.h"
 #include "image/io/gate.h"
 #include "image/io/io_result.h"
 #include "image/io/reactor.h"
@@ -38,6 +39,9 @@ struct FlightLimits {
 
 class Executor {
  public:
+  // What a BLOCK_STATUS is charged while the device looks.
+  static constexpr size_t kBlockStatusBytes = kMaxExtents * sizeof(Extent);
+
   // `on_sent` is called when replies have left, and there may be room for more requests.
   Executor(Reactor& reactor, BlockChannel& channel, const Negotiated& negotiated, Transport& transport,
            const FlightLimits& limits, absl::AnyInvocable<void()> on_sent);

@@ -43,8 +43,9 @@ struct HandshakeOptions {
   // Bytes that are read only to be thrown away, over all options; a client that needs more is cut off.
   uint64_t max_ignored_bytes = 1 << 20;
   // Which export the empty name means: the one with the empty name, as in qemu and nbdkit. With this, where
-  // there is none and the directory has exactly one export, that one.
-  bool sole_export_is_default = true;
+  // there is none and the directory has exactly one export, that one. Only for a directory that never
+  // changes: a client that comes back would find another disk under the same name.
+  bool sole_export_is_default = false;
 };
 
 class Handshake {

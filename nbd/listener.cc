@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <cerrno>
 #include <string>
 #include <utility>
@@ -16,9 +17,6 @@
 
 namespace berth::nbd {
 namespace {
-
-// How long to wait for somebody to give a descriptor or memory back.
-constexpr absl::Duration kShortage = absl::Milliseconds(50);
 
 absl::Status TcpError(const Address& address, absl::string_view call) {
   const int error = errno;
@@ -56,9 +54,10 @@ absl::StatusOr<UniqueFd> ListenTcp(const Address& address, const addrinfo& info,
 // What the accept loops share, on the reactor's thread. They hold it, so that it lives until the last of them
 // has ended.
 struct Listener::Acceptor {
-  Acceptor(Reactor* on, std::vector<UniqueFd> listening, absl::AnyInvocable<void(UniqueFd)> connected,
-           absl::AnyInvocable<void()> ended)
+  Acceptor(Reactor* on, absl::Duration pause, std::vector<UniqueFd> listening,
+           absl::AnyInvocable<void(UniqueFd)> connected, absl::AnyInvocable<void()> ended)
       : reactor(*on),
+        shortage_pause(pause),
         sockets(std::move(listening)),
         on_connection(std::move(connected)),
         on_end(std::move(ended)) {}
@@ -66,6 +65,8 @@ struct Listener::Acceptor {
   static Task<void> Accept(std::shared_ptr<Acceptor> self, int socket);
 
   Reactor& reactor;
+  const absl::Duration shortage_pause;
+  std::atomic<uint64_t> shortages = 0;  // Read by any thread.
   std::vector<UniqueFd> sockets;
   absl::AnyInvocable<void(UniqueFd)> on_connection;
   absl::AnyInvocable<void()> on_end;
@@ -87,7 +88,8 @@ Task<void> Listener::Acceptor::Accept(std::shared_ptr<Acceptor> self, int socket
     }
     // The client was gone before it was accepted. Everything else may last, above all EMFILE and ENFILE.
     if (self->stopping || accepted == -ECONNABORTED || accepted == -EINTR) continue;
-    co_await self->reactor.Sleep(kShortage);
+    self->shortages.fetch_add(1, std::memory_order_relaxed);
+    co_await self->reactor.Sleep(self->shortage_pause);
   }
   if (--self->running > 0) co_return;
   self->sockets.clear();  // Whoever hears of the end may take the address at once.
@@ -96,7 +98,7 @@ Task<void> Listener::Acceptor::Accept(std::shared_ptr<Acceptor> self, int socket
 
 absl::StatusOr<std::unique_ptr<Listener>> Listener::Open(const Address& address,
                                                          const ListenOptions& options) {
-  std::unique_ptr<Listener> listener(new Listener(address));
+  std::unique_ptr<Listener> listener(new Listener(address, options.shortage_pause));
   absl::Status status =
       address.kind == Address::Kind::kUnix ? listener->OpenUnix(options) : listener->OpenTcp(options);
   if (!status.ok()) return status;
@@ -156,12 +158,16 @@ absl::Status Listener::OpenTcp(const ListenOptions& options) {
 
 void Listener::Start(Reactor& reactor, absl::AnyInvocable<void(UniqueFd)> on_connection,
                      absl::AnyInvocable<void()> on_end) {
-  acceptor_ =
-      std::make_shared<Acceptor>(&reactor, std::move(sockets_), std::move(on_connection), std::move(on_end));
+  acceptor_ = std::make_shared<Acceptor>(&reactor, shortage_pause_, std::move(sockets_),
+                                         std::move(on_connection), std::move(on_end));
   reactor.Post([acceptor = acceptor_] {
     acceptor->running = acceptor->sockets.size();
     for (const UniqueFd& socket : acceptor->sockets) Spawn(Acceptor::Accept(acceptor, socket.get()));
   });
+}
+
+uint64_t Listener::shortages() const {
+  return acceptor_ == nullptr ? 0 : acceptor_->shortages.load(std::memory_order_relaxed);
 }
 
 void Listener::Stop() {

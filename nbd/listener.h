@@ -4,12 +4,14 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "image/io/reactor.h"
 #include "image/io/unique_fd.h"
 #include "nbd/address.h"
@@ -20,6 +22,8 @@ namespace berth::nbd {
 struct ListenOptions {
   mode_t socket_mode = 0600;  // Of a Unix socket's file.
   int backlog = 512;          // Connections that wait to be accepted.
+  // How long to wait for somebody to give a descriptor or memory back.
+  absl::Duration shortage_pause = absl::Milliseconds(50);
 };
 
 // Thread: ordinary threads, one at a time; none of the calls waits for a client. Lifetime: what Start() began
@@ -44,17 +48,22 @@ class Listener {
   void Start(Reactor& reactor, absl::AnyInvocable<void(UniqueFd)> on_connection,
              absl::AnyInvocable<void()> on_end);
 
+  // How often, since Start(), a client had to wait as there was no descriptor or memory left. Until Stop().
+  uint64_t shortages() const;
+
   // No new connections; removes the socket's file. `on_end` follows.
   void Stop();
 
  private:
   struct Acceptor;
 
-  explicit Listener(Address address) : address_(std::move(address)) {}
+  Listener(Address address, absl::Duration shortage_pause)
+      : address_(std::move(address)), shortage_pause_(shortage_pause) {}
   absl::Status OpenUnix(const ListenOptions& options);
   absl::Status OpenTcp(const ListenOptions& options);
 
   Address address_;
+  const absl::Duration shortage_pause_;
   std::optional<UnixSocketFile> file_;
   std::vector<UniqueFd> sockets_;  // Until Start().
   std::shared_ptr<Acceptor> acceptor_;

@@ -28,7 +28,7 @@ namespace {
 constexpr absl::Duration kShutdownGrace = absl::Milliseconds(100);
 
 // What cutting connections off may take beyond the deadline.
-constexpr absl::Duration kAbortTimeout = absl::Seconds(1);
+constexpr absl::Duration kAbortTimeout = absl::Seconds(5);
 
 // A deadline that the standard library's clocks can hold.
 absl::Time Bounded(absl::Time deadline) { return std::min(deadline, absl::Now() + absl::Hours(24)); }

@@ -373,8 +373,25 @@ TEST_F(SessionStructuredTest, BlockStatusIsBounded) {
   constexpr uint64_t kPages = 20'000;
   for (uint64_t i = 0; i < kPages; ++i) ASSERT_EQ(Write(i * 8192, Pattern(512, 1)), Error::kNone);
   const RawClient::Chunk chunk = AskChunk(Command::kBlockStatus, 0, 2 * kPages * 4096);
-  EXPECT_GT(chunk.payload.size(), 4u + 8 * 1000);
-  EXPECT_LE(chunk.payload.size(), 4u + 8 * 16384);
+  EXPECT_EQ(chunk.payload.size(), 4u + 8 * kMaxExtents);
+}
+
+TEST_F(SessionStructuredTest, NoMoreBlockStatusRunsThanMemoryMay) {
+  options_.max_bytes_in_flight = 1 << 20;
+  Start();
+  faulty_->Hold(FaultyDevice::kExtents);
+  constexpr uint64_t kQueries = 50;
+  std::vector<uint8_t> message(kQueries * kRequestSize);
+  for (uint64_t i = 0; i < kQueries; ++i) {
+    EncodeRequest({0, Command::kBlockStatus, i, 0, 4096},
+                  absl::MakeSpan(message).subspan(i * kRequestSize, kRequestSize));
+  }
+  ASSERT_TRUE(client_->Send(message));
+  ASSERT_TRUE(faulty_->WaitUntilHeld(FaultyDevice::kExtents, 3));
+  FinishTurn();
+  EXPECT_LE(faulty_->count(FaultyDevice::kExtents), (1 << 20) / (kMaxExtents * sizeof(Extent)));
+  faulty_->Release(FaultyDevice::kExtents);
+  for (uint64_t i = 0; i < kQueries; ++i) EXPECT_TRUE(client_->ReceiveChunk().done());
 }
 
 TEST_F(SessionStructuredTest, BlockStatusErrors) {

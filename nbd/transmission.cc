@@ -149,6 +149,7 @@ Transmission::Next Transmission::ServeNext() {
 size_t Transmission::NeededFor(const Request& request) const {
   const size_t length = static_cast<size_t>(std::min<uint64_t>(request.length, kMaxPayload));
   if (request.command == Command::kRead) return BufferPool::CapacityFor(length);
+  if (request.command == Command::kBlockStatus) return Executor::kBlockStatusBytes;
   if (request.command == Command::kWrite && length >= kLargePayload) return BufferPool::CapacityFor(length);
   return 0;
 }

@@ -3,17 +3,25 @@
 load("//third_party:absl.bzl", "ABSL_TARGETS")
 load("//third_party:system_repository.bzl", "system_repository")
 
-def bazel_rules_repositories():
-    """What Bazel would otherwise download: each is on the disk already."""
+def bazel_rules_repositories(berth = "."):
+    """What Bazel would otherwise download: each is on the disk already.
+
+    Args:
+      berth: from another workspace, the path of this one.
+    """
     native.local_repository(name = "bazel_skylib", path = "/usr/share/bazel/tools/skylib")
     native.local_repository(name = "platforms", path = "/usr/share/bazel/platforms")
     native.local_repository(name = "rules_java", path = "/usr/share/bazel/rules/java")
     native.local_repository(name = "rules_proto", path = "/usr/share/bazel/rules/proto")
-    native.local_repository(name = "remote_coverage_tools", path = "third_party/remote_coverage_tools")
-    native.local_repository(name = "rules_cc", path = "third_party/rules_cc")
+    native.local_repository(name = "remote_coverage_tools", path = berth + "/third_party/remote_coverage_tools")
+    native.local_repository(name = "rules_cc", path = berth + "/third_party/rules_cc")
 
-def system_library_repositories():
-    """Debian's libraries under the labels that their source repositories use."""
+def system_library_repositories(berth = "."):
+    """Debian's libraries under the labels that their source repositories use.
+
+    Args:
+      berth: from another workspace, the path of this one.
+    """
     system_repository(name = "com_google_absl", targets = ABSL_TARGETS)
     system_repository(name = "com_google_googletest", targets = {
         ":gtest": ["-lgmock", "-lgtest", "-pthread"],
@@ -31,5 +39,5 @@ def system_library_repositories():
         "pull:pull": ["-lprometheus-cpp-pull", "-lprometheus-cpp-core"],
     })
     system_repository(name = "systemd", targets = {":systemd": ["-lsystemd"]})
-    native.local_repository(name = "com_google_protobuf", path = "third_party/protobuf")
-    native.local_repository(name = "com_github_grpc_grpc", path = "third_party/grpc")
+    native.local_repository(name = "com_google_protobuf", path = berth + "/third_party/protobuf")
+    native.local_repository(name = "com_github_grpc_grpc", path = berth + "/third_party/grpc")

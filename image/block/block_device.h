@@ -85,8 +85,8 @@ class BlockChannel {
   // Brings the range into the cache below, where there is one. Best effort.
   virtual Task<IoResult> Prefetch(uint64_t offset, uint64_t length) = 0;
   // Appends the extents from `offset` on to `out`: at least one, neighbours of a kind merged, covering
-  // `length` bytes or, where looking further would be slow, fewer. Never more than `length`. Unknown is
-  // reported as allocated and not zero.
+  // `length` bytes or, where looking further would be slow or take more than kMaxExtents of them, fewer.
+  // Never more than `length`. Unknown is reported as allocated and not zero.
   virtual Task<IoResult> Extents(uint64_t offset, uint64_t length, std::vector<Extent>* out) = 0;
 };
 

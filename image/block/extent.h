@@ -2,9 +2,14 @@
 #ifndef BERTH_IMAGE_BLOCK_EXTENT_H_
 #define BERTH_IMAGE_BLOCK_EXTENT_H_
 
+#include <cstddef>
 #include <cstdint>
 
 namespace berth {
+
+// The most extents that one call of BlockChannel::Extents gives, which bounds its memory: a file can have one
+// for every block.
+inline constexpr size_t kMaxExtents = 8192;
 
 struct Extent {
   uint64_t length = 0;    // Bytes, never 0.

@@ -159,7 +159,8 @@ IoResult SparsePages::Extents(uint64_t offset, uint64_t length, std::vector<Exte
   const uint64_t end = offset + length;
   const size_t first = out->size();
   if (end > size()) return IoResult::Error(EIO);
-  for (uint64_t pages = 0; offset < end && pages < kPagesToLookAt;) {
+  const size_t full = first + kMaxExtents;
+  for (uint64_t pages = 0; offset < end && pages < kPagesToLookAt && out->size() < full;) {
     uint64_t next = 0;
     Leaf* leaf = FindLeaf(offset, &next);
     if (leaf == nullptr) {
@@ -170,7 +171,7 @@ IoResult SparsePages::Extents(uint64_t offset, uint64_t length, std::vector<Exte
     }
     const uint64_t leaf_end = std::min(end, RoundUp(offset, kLeafBytes));
     MutexLock lock(&leaf->mutex);
-    for (; offset < leaf_end; offset = next, ++pages) {
+    for (; offset < leaf_end && out->size() < full; offset = next, ++pages) {
       next = std::min(leaf_end, RoundUp(offset, kPageSize));
       const bool exists = leaf->pages[PageIndex(offset)] != nullptr;
       Append({next - offset, exists, !exists}, out, first);

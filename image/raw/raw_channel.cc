@@ -20,6 +20,7 @@ alignas(4096) uint8_t zeroes[kZeroChunk];
 constexpr uint64_t kLongestPrefetch = uint64_t{64} << 20;
 // Pairs of lseek(2) that one call of Extents makes at most.
 constexpr int kMostSeeks = 128;
+static_assert(ExtentCache::kMostPieces + 2 * kMostSeeks <= kMaxExtents);
 
 // What lseek(2) says about the file from `offset` on, at least up to `stop` unless that takes too long;
 // `size` is the image's. Returns an errno.

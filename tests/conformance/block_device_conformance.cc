@@ -87,6 +87,7 @@ void BlockDeviceConformance::ExpectValidExtents(BlockingChannel& channel, uint64
       ASSERT_TRUE(channel.Extents(at, end - at, &extents).ok());
       ASSERT_GE(extents.size(), 2u) << "no extent at " << at;
       ASSERT_EQ(extents[0], before);
+      ASSERT_LE(extents.size() - 1, kMaxExtents);
       for (size_t i = 1; i < extents.size(); ++i) {
         const Extent& extent = extents[i];
         ASSERT_GT(extent.length, 0u);

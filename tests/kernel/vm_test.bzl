@@ -6,7 +6,9 @@ error) and `expected_kernel_messages` did not announce it. Where QEMU or the ker
 what to install.
 """
 
-_RUN = "//tests/kernel/vm:run.sh"
+# Labels of this repository, whichever workspace calls the macros.
+_RUN = Label("//tests/kernel/vm:run.sh")
+_FILES = Label("//tests/kernel/vm")
 
 def vm_test(
         name,
@@ -42,7 +44,7 @@ def vm_test(
         size = size,
         srcs = [_RUN],
         args = options + ["--", "$(rootpath " + test + ")"] + args,
-        data = data + [test, "//tests/kernel/vm"],
+        data = data + [test, _FILES],
         # One machine uses two CPUs: Bazel then runs as many at once as there are pairs of them.
         tags = tags + ["cpu:2", "no-sandbox", "vm"],
         **kwargs

@@ -1,0 +1,88 @@
+// The values are written out by hand, from proto.md's "Transmission flags".
+#include "nbd/capabilities.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gtest/gtest.h"
+#include "image/block/block_device.h"
+
+namespace berth::nbd {
+namespace {
+
+// Has, flush, FUA, cache, and what needs no trait of a device that can be written: write zeroes.
+constexpr uint16_t kReadable = 0x0001 | 0x0004 | 0x0008 | 0x0400;
+constexpr uint16_t kWritable = kReadable | 0x0040;
+constexpr uint16_t kReadOnly = 0x0002, kRotational = 0x0010, kTrim = 0x0020, kDf = 0x0080,
+                   kMultiConn = 0x0100, kFastZero = 0x0800;
+
+class Described final : public BlockDevice {
+ public:
+  explicit Described(const BlockTraits& traits) : traits_(traits) {}
+  const BlockTraits& traits() const override { return traits_; }
+  uint64_t size() const override { return 4096; }
+  absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor&) override {
+    return absl::UnimplementedError("it has no data");
+  }
+  absl::Status Resize(uint64_t) override { return absl::UnimplementedError("it has no data"); }
+
+ private:
+  const BlockTraits traits_;
+};
+
+// Traits of which nothing is promised.
+BlockTraits Plain() {
+  BlockTraits traits;
+  traits.read_only = traits.rotational = traits.can_discard = traits.fast_zero = false;
+  traits.flush_covers_all_channels = false;
+  return traits;
+}
+
+uint16_t Flags(const BlockTraits& traits, bool multi_connection = false, bool read_only = false,
+               ReplyStyle style = ReplyStyle::kSimple) {
+  Export served;
+  served.device = std::make_shared<Described>(traits);
+  served.multi_connection = multi_connection;
+  served.read_only = read_only;
+  return TransmissionFlags(served, style);
+}
+
+TEST(CapabilitiesTest, NothingIsPromisedThatTheDeviceDoesNotSay) {
+  EXPECT_EQ(Flags(Plain()), kWritable);
+  BlockTraits traits = Plain();
+  traits.rotational = true;
+  EXPECT_EQ(Flags(traits), kWritable | kRotational);
+  traits = Plain();
+  traits.can_discard = true;
+  EXPECT_EQ(Flags(traits), kWritable | kTrim);
+  traits = Plain();
+  traits.fast_zero = true;
+  EXPECT_EQ(Flags(traits), kWritable | kFastZero);
+}
+
+// "NBD_FLAG_CAN_MULTI_CONN": a flush on one connection covers the completed writes of all.
+TEST(CapabilitiesTest, SeveralConnectionsNeedTheDeviceAndTheExport) {
+  BlockTraits traits = Plain();
+  EXPECT_EQ(Flags(traits, true), kWritable);
+  traits.flush_covers_all_channels = true;
+  EXPECT_EQ(Flags(traits, false), kWritable);
+  EXPECT_EQ(Flags(traits, true), kWritable | kMultiConn);
+  EXPECT_EQ(Flags(traits, true, true), kReadable | kReadOnly | kMultiConn);
+}
+
+TEST(CapabilitiesTest, ReadOnlyByTheExportOrByTheDevice) {
+  BlockTraits traits = Plain();
+  traits.can_discard = traits.fast_zero = true;
+  EXPECT_EQ(Flags(traits, false, true), kReadable | kReadOnly);
+  traits.read_only = true;
+  EXPECT_EQ(Flags(traits), kReadable | kReadOnly);
+}
+
+TEST(CapabilitiesTest, DontFragmentNeedsStructuredReplies) {
+  EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kStructured), kWritable | kDf);
+}
+
+}  // namespace
+}  // namespace berth::nbd
