@@ -55,7 +55,9 @@ std::vector<uint8_t> Exchange(int socket, absl::Span<const uint8_t> stream) {
   bool sending = true;
   while (true) {
     pollfd ready = {socket, static_cast<short>(POLLIN | (sending ? POLLOUT : 0)), 0};
-    Require(poll(&ready, 1, 60'000) == 1, "the session neither reads nor answers");
+    const int found = poll(&ready, 1, 60'000);
+    if (found < 0 && errno == EINTR) continue;  // libFuzzer's own alarm.
+    Require(found == 1, "the session neither reads nor answers");
     if (sending && (ready.revents & POLLOUT) != 0) {
       const ssize_t sent = send(socket, stream.data(), stream.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (sent > 0) stream.remove_prefix(static_cast<size_t>(sent));
