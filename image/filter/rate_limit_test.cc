@@ -1,5 +1,6 @@
 #include "image/filter/rate_limit.h"
 
+#include <functional>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -68,6 +69,22 @@ TEST_F(RateLimitTest, BytesASecond) {
   const int64_t took =
       Measure(device, reactor(), [](BlockChannel& channel) { return ReadTimes(channel, 10, 5000); });
   EXPECT_GE(took, 45 * kMillisecond);
+}
+
+TEST_F(RateLimitTest, WhatMovesDataCountsItsBytes) {
+  const std::vector<uint8_t> data(5000, 1);
+  const std::vector<std::function<Task<IoResult>(BlockChannel&)>> operations = {
+      [&](BlockChannel& channel) { return channel.Write(0, data, WriteFlags::kNone); },
+      [&](BlockChannel& channel) { return channel.Zero(0, 5000, ZeroFlags::kNoUnmap); },
+      [&](BlockChannel& channel) { return channel.Prefetch(0, 5000); },
+  };
+  for (const auto& operation : operations) {
+    RateLimitDevice device(null_, {.bytes_per_second = 1'000'000, .burst_bytes = 1});
+    const int64_t took = Measure(device, reactor(), [&](BlockChannel& channel) -> Task<void> {
+      for (int i = 0; i < 10; ++i) EXPECT_TRUE((co_await operation(channel)).ok());
+    });
+    EXPECT_GE(took, 45 * kMillisecond);
+  }
 }
 
 TEST_F(RateLimitTest, AllChannelsOfAllReactorsShareTheLimit) {

@@ -20,6 +20,9 @@ TEST(ReadOnlyTest, NoChangeReachesTheNextDevice) {
   auto counting = std::make_shared<FaultyDevice>(memory);
   ReadOnlyDevice device(counting);
   EXPECT_TRUE(device.traits().read_only);
+  EXPECT_FALSE(device.traits().can_discard);
+  EXPECT_FALSE(device.traits().fast_zero);
+  EXPECT_TRUE(counting->traits().can_discard);
   EXPECT_FALSE(counting->traits().read_only);
   EXPECT_EQ(device.size(), 4096u);
   EXPECT_EQ(device.Resize(8192).code(), absl::StatusCode::kFailedPrecondition);

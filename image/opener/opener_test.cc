@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "image/filter/rate_limit.h"
 #include "image/raw/temporary_image.h"
 
 namespace berth {
@@ -45,6 +46,25 @@ TEST(OpenerTest, SpecsThatMakeNoSenseAreRefused) {
     EXPECT_EQ(Open(spec).status().code(), absl::StatusCode::kInvalidArgument) << Open(spec).status();
   }
   EXPECT_EQ(Open({.path = image.path(), .offset = kMiB + 1}).status().code(), absl::StatusCode::kOutOfRange);
+}
+
+TEST(OpenerTest, ModesReachTheImage) {
+  TemporaryImage image(MemoryDirectory(), kMiB);
+  auto exclusive = Open({.path = image.path()});
+  ASSERT_TRUE(exclusive.ok()) << exclusive.status();
+  EXPECT_TRUE((*exclusive)->traits().can_discard);
+  EXPECT_FALSE(Open({.path = image.path()}).ok());
+  ImageSpec spec;
+  spec.path = image.path();
+  spec.lock = LockMode::kNone;
+  spec.discard = DiscardMode::kIgnore;
+  spec.rate_limits.operations_per_second = 5;
+  auto free = Open(spec);
+  ASSERT_TRUE(free.ok()) << free.status();
+  EXPECT_FALSE((*free)->traits().can_discard);
+  const auto* limit = dynamic_cast<const RateLimitDevice*>(free->get());
+  ASSERT_NE(limit, nullptr);
+  EXPECT_EQ(limit->limits(), spec.rate_limits);
 }
 
 TEST(OpenerTest, FiltersLieOverTheImage) {

@@ -20,10 +20,6 @@ TestDisk& ScsiDisk() {
   static TestDisk& disk = *new TestDisk(TestDisk::Scsi(kMiB, 4096));
   return disk;
 }
-TestDisk& PlainDisk() {
-  static TestDisk& disk = *new TestDisk(TestDisk::Plain(kMiB));
-  return disk;
-}
 TestDisk& LoopDisk() {
   static TestDisk& disk = *new TestDisk(TestDisk::Loop(kOddSize));
   return disk;
@@ -54,8 +50,6 @@ INSTANTIATE_TEST_SUITE_P(RawDisk, BlockDeviceConformance,
                                          Case("ScsiNoDiscard", ScsiDisk, {.discard = DiscardMode::kIgnore}),
                                          Case("ScsiReadOnlyDirect", ScsiDisk,
                                               {.read_only = true, .cache = CacheMode::kNone}),
-                                         Case("Plain", PlainDisk, {.cache = CacheMode::kWriteback}),
-                                         Case("PlainDirect", PlainDisk, {.cache = CacheMode::kNone}),
                                          Case("Loop", LoopDisk, {.cache = CacheMode::kWriteback}),
                                          Case("LoopDirect", LoopDisk, {.cache = CacheMode::kNone})),
                          [](const auto& info) { return info.param.name; });
