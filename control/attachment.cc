@@ -12,6 +12,7 @@
 #include "control/log.h"
 #include "control/protobuf_time.h"
 #include "control/status_details.h"
+#include "control/utf8.h"
 #include "nbd/capabilities.h"
 
 namespace berth::control {
@@ -477,7 +478,7 @@ absl::Status Attachment::Persist(state::v1::AttachmentPhase phase) {
 void Attachment::Show(v1::AttachmentState state, const absl::Status& error) {
   MutexLock lock(&mutex_);
   shown_.set_state(state);
-  shown_.set_error(std::string(error.message()));
+  shown_.set_error(ValidUtf8(error.message()));
 }
 
 void Attachment::Publish(v1::EventType type) const {

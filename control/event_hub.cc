@@ -6,8 +6,15 @@
 #include "absl/time/clock.h"
 #include "control/protobuf_time.h"
 #include "control/status_details.h"
+#include "control/utf8.h"
 
 namespace berth::control {
+namespace {
+
+// What is remembered is bounded by this times the capacity.
+constexpr size_t kMaxMessageBytes = 1024;
+
+}  // namespace
 
 EventHub::EventHub(size_t capacity, std::string server_id)
     : capacity_(capacity), server_id_(std::move(server_id)) {}
@@ -15,6 +22,7 @@ EventHub::EventHub(size_t capacity, std::string server_id)
 void EventHub::Publish(v1::Event event) {
   *event.mutable_time() = ToTimestamp(absl::Now());
   event.set_server_id(server_id_);
+  event.set_message(ValidUtf8(event.message(), kMaxMessageBytes));
   {
     MutexLock lock(&mutex_);
     event.set_sequence(++last_sequence_);

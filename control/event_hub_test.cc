@@ -4,6 +4,7 @@
 
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -41,6 +42,21 @@ TEST(EventHubTest, ASlowWatcherLearnsThatEventsAreForgotten) {
   EXPECT_TRUE(absl::IsDataLoss(hub.WaitForNext(5, Soon()).status()));
   EXPECT_EQ((*hub.WaitForNext(6, Soon()))->sequence(), 7u);
   EXPECT_TRUE(absl::IsOutOfRange(hub.WaitForNext(11, Soon()).status()));
+}
+
+TEST(EventHubTest, AnyMessageCanBeSent) {
+  EventHub hub(4, "me");
+  for (const std::string& message : {std::string("/mnt/\xff"), std::string(100000, '\xc3')}) {
+    v1::Event event;
+    event.set_message(message);
+    const uint64_t before = hub.last_sequence();
+    hub.Publish(std::move(event));
+    const auto published = hub.WaitForNext(before, Soon());
+    ASSERT_TRUE(published.ok() && published->has_value());
+    v1::Event received;
+    EXPECT_TRUE(received.ParseFromString((*published)->SerializeAsString()));
+    EXPECT_LE(received.message().size(), 1024u);
+  }
 }
 
 TEST(EventHubTest, WaitsAreWokenAndEnded) {

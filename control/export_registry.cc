@@ -12,6 +12,7 @@
 #include "control/request_watch.h"
 #include "control/spec_difference.h"
 #include "control/status_details.h"
+#include "control/utf8.h"
 
 namespace berth::control {
 namespace {
@@ -106,7 +107,7 @@ v1::Export ExportRegistry::Describe(const Entry& entry) const {
   if (const auto users = attachments_.find(entry.name); users != attachments_.end()) {
     for (const std::string& attachment : users->second) described.add_attachments(attachment);
   }
-  described.set_error(std::string(entry.error.message()));
+  described.set_error(ValidUtf8(entry.error.message()));
   return described;
 }
 

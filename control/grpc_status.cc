@@ -5,6 +5,8 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
+#include "control/status_details.h"
+#include "control/utf8.h"
 #include "google/rpc/status.pb.h"
 
 namespace berth::control {
@@ -17,12 +19,13 @@ constexpr size_t kMaxDetailsBytes = 3072;
 
 }  // namespace
 
-grpc::Status ToGrpcStatus(const absl::Status& status) {
-  if (status.ok()) return grpc::Status::OK;
-  const absl::string_view text = status.message().substr(0, kMaxMessageBytes);
+grpc::Status ToGrpcStatus(const absl::Status& result) {
+  if (result.ok()) return grpc::Status::OK;
+  // Errors from below that nobody can act on have none yet.
+  const absl::Status status = WithReason(result, "FAILED");
   google::rpc::Status wire;
   wire.set_code(static_cast<int>(status.code()));
-  wire.set_message(std::string(text.data(), text.size()));
+  wire.set_message(ValidUtf8(status.message(), kMaxMessageBytes));
   status.ForEachPayload([&wire](absl::string_view type_url, const absl::Cord& payload) {
     if (!absl::StartsWith(type_url, "type.googleapis.com/")) return;
     if (wire.ByteSizeLong() + payload.size() > kMaxDetailsBytes) return;

@@ -1,8 +1,8 @@
 #include "control/spec_difference.h"
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "control/utf8.h"
 #include "google/protobuf/util/message_differencer.h"
 
 namespace berth::control {
@@ -17,8 +17,7 @@ std::string SpecDifference(const google::protobuf::Message& existing,
   if (differencer.Compare(existing, requested)) return "";
   absl::StripAsciiWhitespace(&difference);
   difference = absl::StrReplaceAll(difference, {{"\n", "; "}});
-  if (difference.size() > kMaxBytes) difference = absl::StrCat(difference.substr(0, kMaxBytes), "…");
-  return difference;
+  return ValidUtf8(difference, kMaxBytes);
 }
 
 }  // namespace berth::control

@@ -16,7 +16,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "control/log.h"
 #include "control/random_id.h"
+#include "control/validation.h"
 #include "google/protobuf/util/json_util.h"
 
 namespace berth::control {
@@ -250,6 +252,11 @@ absl::StatusOr<std::vector<StoredObject<Record>>> StateStore::LoadRecords(const 
   for (const std::string& file : *files) {
     absl::string_view name = file;
     if (absl::StartsWith(name, ".") || !absl::ConsumeSuffix(&name, kSuffix)) continue;
+    if (!CheckName("name", name).ok()) {
+      Log(LogLevel::kWarning, "not a file of berthd's, and ignored",
+          {{"path", absl::StrCat(folder.path, "/", file)}});
+      continue;
+    }
     StoredObject<Record> object{.name = std::string(name.data(), name.size()), .record = Record()};
     const std::string path = absl::StrCat(folder.path, "/", file);
     absl::StatusOr<std::string> json = ReadFile(folder.fd.get(), file, path);

@@ -121,6 +121,18 @@ TEST_F(StateStoreTest, WhatIsNoRegularFileIsNotRead) {
   for (const auto& object : *objects) EXPECT_FALSE(object.record.ok()) << object.name;
 }
 
+// An object of such a name could neither be shown nor deleted through the API.
+TEST_F(StateStoreTest, WhatHasNoNameOfOursIsIgnored) {
+  ASSERT_TRUE(store_->Put(Record("a")).ok());
+  for (const std::string name : {"\xff", "a b", "-x", "a\nINFO forged"}) std::ofstream(FileOf(name)) << "{}";
+  Open();
+  const auto objects = store_->LoadExports();
+  ASSERT_TRUE(objects.ok()) << objects.status();
+  ASSERT_EQ(objects->size(), 1u);
+  EXPECT_EQ((*objects)[0].name, "a");
+  EXPECT_TRUE(std::filesystem::exists(FileOf("a b")));
+}
+
 TEST_F(StateStoreTest, WhatACrashLeftHalfWrittenIsDropped) {
   ASSERT_TRUE(store_->Put(Record("a", "whole")).ok());
   const std::string temporary = directory_ + "/exports/.a.json.tmp";

@@ -3,6 +3,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "control/utf8.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace berth::control {
@@ -10,6 +11,9 @@ namespace {
 
 // All details of an error travel in HTTP/2 trailers, of which a client accepts 8 KiB.
 constexpr size_t kMaxQuotedBytes = 256;
+constexpr size_t kMaxNameBytes = 512;
+// As long as the message itself may be, so that the two stay the same text.
+constexpr size_t kMaxDescriptionBytes = 1024;
 
 template <typename Detail>
 std::string TypeUrl() {
@@ -21,7 +25,9 @@ void Attach(const Detail& detail, absl::Status* status) {
   status->SetPayload(TypeUrl<Detail>(), absl::Cord(detail.SerializeAsString()));
 }
 
-std::string ToString(absl::string_view text) { return std::string(text.data(), text.size()); }
+// What stands in a detail: bounded, so that each finds room beside the message.
+std::string ToText(absl::string_view text) { return ValidUtf8(text, kMaxNameBytes); }
+std::string ToDescription(absl::string_view text) { return ValidUtf8(text, kMaxDescriptionBytes); }
 
 }  // namespace
 
@@ -34,8 +40,8 @@ std::string Quoted(absl::string_view text) {
 absl::Status WithReason(absl::Status status, absl::string_view reason) {
   if (status.ok() || status.GetPayload(TypeUrl<google::rpc::ErrorInfo>())) return status;
   google::rpc::ErrorInfo info;
-  info.set_reason(ToString(reason));
-  info.set_domain(ToString(kErrorDomain));
+  info.set_reason(ToText(reason));
+  info.set_domain(ToText(kErrorDomain));
   Attach(info, &status);
   return status;
 }
@@ -51,8 +57,8 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
   absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, ": ", description));
   google::rpc::BadRequest detail;
   auto* violation = detail.add_field_violations();
-  violation->set_field(ToString(field));
-  violation->set_description(ToString(description));
+  violation->set_field(ToText(field));
+  violation->set_description(ToDescription(description));
   Attach(detail, &status);
   return WithReason(status, "INVALID_FIELD");
 }
@@ -62,9 +68,9 @@ namespace {
 absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name,
                           absl::string_view description) {
   google::rpc::ResourceInfo detail;
-  detail.set_resource_type(ToString(type));
-  detail.set_resource_name(ToString(name.substr(0, kMaxQuotedBytes)));
-  detail.set_description(ToString(description));
+  detail.set_resource_type(ToText(type));
+  detail.set_resource_name(ToText(name));
+  detail.set_description(ToDescription(description));
   Attach(detail, &status);
   return status;
 }
@@ -89,9 +95,9 @@ absl::Status FailedCondition(absl::string_view reason, absl::string_view subject
   absl::Status status = absl::FailedPreconditionError(description);
   google::rpc::PreconditionFailure detail;
   auto* violation = detail.add_violations();
-  violation->set_type(ToString(reason));
-  violation->set_subject(ToString(subject));
-  violation->set_description(ToString(description));
+  violation->set_type(ToText(reason));
+  violation->set_subject(ToText(subject));
+  violation->set_description(ToDescription(description));
   Attach(detail, &status);
   return WithReason(status, reason);
 }
@@ -100,8 +106,8 @@ absl::Status LimitReached(absl::string_view limit, absl::string_view description
   absl::Status status = absl::ResourceExhaustedError(description);
   google::rpc::ErrorInfo info;
   info.set_reason("LIMIT_REACHED");
-  info.set_domain(ToString(kErrorDomain));
-  (*info.mutable_metadata())["limit"] = ToString(limit);
+  info.set_domain(ToText(kErrorDomain));
+  (*info.mutable_metadata())["limit"] = ToText(limit);
   Attach(info, &status);
   return status;
 }

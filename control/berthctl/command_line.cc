@@ -8,6 +8,7 @@
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
 #include "absl/status/statusor.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -17,6 +18,7 @@
 #include "control/berthctl/option_values.h"
 #include "control/berthctl/server.h"
 #include "control/berthctl/settings.h"
+#include "control/utf8.h"
 #include "control/version/version.h"
 
 namespace berth::berthctl {
@@ -201,6 +203,11 @@ ExitCode RunBerthctl(const std::vector<std::string>& arguments, Console& console
   AddTopCommand(app, line.remote);
   AddCompletion(app, line);
 
+  // gRPC carries only text; the server could not even say which field was none.
+  for (const std::string& argument : arguments) {
+    if (control::ValidUtf8(argument) == argument) continue;
+    return Usage(console, "", absl::StrCat("'", absl::CHexEscape(argument), "' is not UTF-8"));
+  }
   bool done = false;
   const ExitCode parsed = Parse(app, arguments, console, &done);
   if (done) return parsed;

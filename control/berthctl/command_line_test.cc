@@ -360,6 +360,7 @@ TEST(BerthctlTest, RefusesWhatMakesNoSense) {
       {{"attach", "d", "--io-timeout=-1"}, "'-1'"},
       {{"events", "--after=3"}, "--server-id"},
       {{"export", "list", "--timeout=0"}, "'0'"},
+      {{"export", "show", "\xff"}, "'\\xff' is not UTF-8"},
       {{"completion", "tcsh"}, "tcsh"},
       {{"--endpoint=host:1", "export", "list"}, "--tls-ca is missing"},
       {{"--endpoint=host", "export", "list"}, "unix:PATH or HOST:PORT"},
