@@ -8,17 +8,24 @@
 #include <csignal>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "control/config.h"
 #include "control/daemon.h"
 #include "control/log.h"
+#include "control/stop_guard.h"
 #include "control/version/version.h"
 
 namespace berth::control {
 namespace {
+
+// What cutting off, after the --stop-timeout, may take.
+constexpr absl::Duration kStopGrace = absl::Seconds(3);
 
 // A server of block devices must not wait for its own devices when memory is short: the kernel would write
 // dirty pages back through it. Threads inherit this, so it comes first.
@@ -47,6 +54,7 @@ int Run(const Config& config) {
   BecomeIoFlusher();
   const sigset_t signals = BlockStopSignals();
   Log(LogLevel::kInfo, "starting", {{"version", kVersion}, {"state_dir", config.state_dir}});
+  std::optional<StopGuard> guard;
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(config);
   if (!daemon.ok()) {
     Log(LogLevel::kError, "cannot start", {{"error", std::string(daemon.status().message())}});
@@ -60,12 +68,14 @@ int Run(const Config& config) {
   }
   sd_notify(0, "STOPPING=1");
   Log(LogLevel::kInfo, "stopping", {{"signal", strsignal(signal)}});
+  guard.emplace(absl::Now() + config.stop_timeout + kStopGrace);
   const absl::Status stopped = (*daemon)->Stop();
   if (!stopped.ok()) {
     // What is stuck in a device would hang the destructors too; everything acknowledged is on disk.
     Log(LogLevel::kError, "not stopped cleanly", {{"error", std::string(stopped.message())}});
     _exit(1);
   }
+  daemon->reset();
   Log(LogLevel::kInfo, "stopped");
   return 0;
 }

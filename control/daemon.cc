@@ -212,6 +212,7 @@ absl::Status RunningDaemon::Stop() {
   if (rpc_ != nullptr) rpc_->Stop(deadline);
   rpc_.reset();
   metrics_.reset();
+  if (exports_ != nullptr) exports_->LiftRateLimits();
   absl::Status status;
   if (nbd_ != nullptr) status = nbd_->Stop(deadline);
   nbd_.reset();

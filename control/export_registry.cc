@@ -308,7 +308,11 @@ absl::Status ExportRegistry::Delete(const v1::DeleteExportRequest& request, absl
   }
   if (absl::Status status = BeginClosing(*entry, request.force()); !status.ok()) return status;
   // From here nobody new finds it.
-  if (request.force()) disconnect_clients(name);
+  if (request.force()) {
+    // Their requests may wait for a rate limit for longer than this call may take.
+    if (entry->image.rate_limit != nullptr) entry->image.rate_limit->SetLimits({});
+    disconnect_clients(name);
+  }
   absl::Status status;
   if (!entry->references->WaitUntilNone(absl::Now() + options_.operation_timeout)) {
     status = WithReason(absl::DeadlineExceededError(absl::StrCat(
@@ -320,7 +324,9 @@ absl::Status ExportRegistry::Delete(const v1::DeleteExportRequest& request, absl
   }
   if (!status.ok()) {
     MutexLock lock(&mutex_);
-    if (entry->image.device != nullptr) entry->served = Serve(*entry, false);
+    if (entry->image.device == nullptr) return status;
+    entry->image.rate_limit->SetLimits(ToRateLimits(entry->spec.rate_limit()));
+    entry->served = Serve(*entry, false);
     return status;
   }
   {
@@ -359,6 +365,13 @@ std::vector<ExportRegistry::Activity> ExportRegistry::ListActivity() const {
                           .metrics = entry->metrics});
   }
   return activities;
+}
+
+void ExportRegistry::LiftRateLimits() {
+  MutexLock lock(&mutex_);
+  for (const auto& [name, entry] : entries_) {
+    if (entry->image.rate_limit != nullptr) entry->image.rate_limit->SetLimits({});
+  }
 }
 
 absl::StatusOr<std::shared_ptr<const nbd::Export>> ExportRegistry::AttachTo(absl::string_view name,

@@ -76,6 +76,9 @@ class ExportRegistry final : public nbd::ExportDirectory {
   };
   std::vector<Activity> ListActivity() const;
 
+  // For a stop: requests that wait for a rate limit go on at once, so that they are answered in time.
+  void LiftRateLimits();
+
   // Gives the export to an attachment, which has it until Detached(). `read_only` serves it so.
   absl::StatusOr<std::shared_ptr<const nbd::Export>> AttachTo(absl::string_view name,
                                                               const std::string& attachment, bool read_only);

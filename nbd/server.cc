@@ -49,6 +49,10 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   ServerStatistics statistics() const;
 
   const ServerOptions& options() const { return options_; }
+  bool stopping() const {
+    MutexLock lock(&mutex_);
+    return stopping_;
+  }
   const ExportDirectory& directory() const { return *directory_; }
 
   // Of a connection, on its reactor.
@@ -130,7 +134,6 @@ class Server::Connection : public std::enable_shared_from_this<Connection> {
   std::shared_ptr<Session> session_;      // From then on.
   bool stopping_ = false;
   bool aborting_ = false;
-  bool ended_ = false;
 };
 
 Task<void> Server::Connection::Run(std::shared_ptr<Connection> self) {
@@ -394,7 +397,8 @@ Server::Server(ReactorPool& pool, std::shared_ptr<const ExportDirectory> directo
     : core_(std::make_shared<Core>(pool, std::move(directory), options, std::move(observer))) {}
 
 Server::~Server() {
-  // What is left has a reason that Stop() would have told.
+  // What is left has a reason that Stop() told, or would have told.
+  if (core_->stopping()) return;
   Stop(absl::Now() + core_->options().stop_timeout).IgnoreError();
 }
 
