@@ -136,6 +136,8 @@ void AddLimits(CLI::App& app, Config& config) {
            "The most NBD clients' connections to one export");
   AddSize(app, "--connection-memory", config.connection_memory, size_t{32} << 20,
           "Bytes of requests that a connection may have in flight");
+  AddCount(app, "--max-rpc-connections", config.max_rpc_connections, 1, 100000,
+           "The most connections of gRPC clients on Unix sockets");
   AddCount(app, "--max-watchers", config.max_watchers, 1, 512,
            "The most event streams; each takes a gRPC thread");
   AddCount(app, "--event-history", config.event_history, 16, 1000000, "Events that are remembered");

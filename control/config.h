@@ -34,6 +34,7 @@ struct Config {
   size_t max_connections_per_export = 256;
   size_t connection_memory = size_t{64} << 20;
   int rpc_threads = 64;
+  size_t max_rpc_connections = 256;
   size_t max_watchers = 32;
   size_t event_history = 4096;
   uint64_t max_open_files = 65536;

@@ -199,6 +199,7 @@ absl::Status RunningDaemon::StartRpc() {
   options.tls_client_ca = config_.tls_client_ca;
   options.allowed_uids = config_.allowed_uids;
   options.max_threads = config_.rpc_threads;
+  options.max_unix_connections = config_.max_rpc_connections;
   absl::StatusOr<std::unique_ptr<RpcServer>> rpc = RpcServer::Start(options, services_);
   if (!rpc.ok()) return Explained("--listen", rpc.status());
   rpc_ = *std::move(rpc);

@@ -37,8 +37,11 @@ constexpr int kPauseMs = 100;
 // Accepts on Unix sockets, looks who it is, and hands the connection to gRPC.
 class UnixAcceptor {
  public:
-  UnixAcceptor(std::vector<uid_t> allowed, grpc::Server* server)
-      : allowed_(std::move(allowed)), server_(server), stop_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+  UnixAcceptor(std::vector<uid_t> allowed, size_t max_connections, grpc::Server* server)
+      : allowed_(std::move(allowed)),
+        max_connections_(max_connections),
+        server_(server),
+        stop_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
   ~UnixAcceptor() { Stop(); }
 
   absl::Status Listen(const std::string& path) {
@@ -63,21 +66,31 @@ class UnixAcceptor {
     if (thread_.joinable()) thread_.join();
     files_.clear();
     sockets_.clear();
+    connections_.clear();
   }
 
  private:
   void Run() {
-    std::vector<pollfd> polled = {{.fd = stop_.get(), .events = POLLIN, .revents = 0}};
-    for (const UniqueFd& socket : sockets_) {
-      polled.push_back({.fd = socket.get(), .events = POLLIN, .revents = 0});
-    }
+    std::vector<pollfd> polled;
     while (true) {
-      if (poll(polled.data(), polled.size(), -1) < 0 && errno != EINTR) {
+      polled = {{.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+      for (const UniqueFd& socket : sockets_) {
+        polled.push_back({.fd = socket.get(), .events = POLLIN, .revents = 0});
+      }
+      // Without events: the end of a connection is always told.
+      for (const UniqueFd& connection : connections_) {
+        polled.push_back({.fd = connection.get(), .events = 0, .revents = 0});
+      }
+      if (poll(polled.data(), polled.size(), -1) < 0) {
+        if (errno == EINTR) continue;
         Log(LogLevel::kError, "cannot wait for connections", {{"errno", absl::StrCat(errno)}});
         return;
       }
       if (polled[0].revents != 0) return;
-      for (size_t i = 1; i < polled.size(); ++i) {
+      // Those that ended first: they make room.
+      const pollfd* connection = polled.data() + 1 + sockets_.size();
+      std::erase_if(connections_, [&connection](const UniqueFd&) { return (connection++)->revents != 0; });
+      for (size_t i = 1; i <= sockets_.size(); ++i) {
         if (polled[i].revents != 0 && !AcceptOne(polled[i].fd)) poll(polled.data(), 1, kPauseMs);
       }
     }
@@ -95,6 +108,17 @@ class UnixAcceptor {
           {{"uid", absl::StrCat(peer.uid)}, {"pid", absl::StrCat(peer.pid)}});
       return true;
     }
+    if (connections_.size() >= max_connections_) {
+      if (!std::exchange(full_, true)) {
+        Log(LogLevel::kWarning, "clients refused: there are as many as --max-rpc-connections allows",
+            {{"max_rpc_connections", absl::StrCat(max_connections_)}});
+      }
+      return true;
+    }
+    full_ = false;
+    UniqueFd seen(fcntl(socket.get(), F_DUPFD_CLOEXEC, 0));
+    if (!seen) return false;
+    connections_.push_back(std::move(seen));
     grpc::AddInsecureChannelFromFd(server_, socket.Release());
     return true;
   }
@@ -104,10 +128,15 @@ class UnixAcceptor {
   }
 
   const std::vector<uid_t> allowed_;
+  const size_t max_connections_;
   grpc::Server* const server_;
   UniqueFd stop_;
   std::vector<nbd::UnixSocketFile> files_;
   std::vector<UniqueFd> sockets_;
+  // A copy of each connection's descriptor, as gRPC does not tell when one ends. It does not keep the
+  // connection open: gRPC shuts a socket down before it closes it.
+  std::vector<UniqueFd> connections_;
+  bool full_ = false;  // Said already.
   std::thread thread_;
 };
 
@@ -159,7 +188,11 @@ class Server final : public RpcServer {
       }
     }
     if (server_ == nullptr) return absl::InternalError("the gRPC server did not start");
-    acceptor_.emplace(options.allowed_uids, server_.get());
+    for (size_t i = 0; i < ports.size(); ++i) {
+      Log(LogLevel::kInfo, "serving gRPC with mutual TLS",
+          {{"address", options.tcp_addresses[i]}, {"port", absl::StrCat(ports[i])}});
+    }
+    acceptor_.emplace(options.allowed_uids, options.max_unix_connections, server_.get());
     for (const std::string& path : options.unix_paths) {
       if (absl::Status status = acceptor_->Listen(path); !status.ok()) return status;
     }

@@ -28,6 +28,8 @@ struct RpcServerOptions {
   std::string tls_client_ca;
   // Who may connect on Unix sockets, beside root and the daemon's own user.
   std::vector<uid_t> allowed_uids;
+  // On all Unix sockets together; more are closed at once.
+  size_t max_unix_connections = 256;
   int max_threads = 64;
   size_t max_message_bytes = 1 << 20;
   size_t max_memory_bytes = size_t{64} << 20;

@@ -1,5 +1,6 @@
 #include "control/metrics/metrics_endpoint.h"
 
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -92,11 +93,13 @@ class SampleCollectable final : public prometheus::Collectable {
   const MetricsSource source_;
 };
 
-// Connects to 127.0.0.1 again and again until it is destroyed. Civetweb's thread sleeps for two seconds
-// between two looks whether to stop, and a connection wakes it.
+// Connects to the endpoint, which listens on `address` ("HOST:PORT", in figures), again and again until it is
+// destroyed. Civetweb's thread sleeps for two seconds between two looks whether to stop, and a connection
+// wakes it.
 class Waker {
  public:
-  explicit Waker(uint16_t port) : thread_([this, port] { Run(port); }) {}
+  Waker(absl::string_view address, uint16_t port)
+      : thread_([this, host = Reachable(address), port] { Run(host, port); }) {}
   ~Waker() {
     {
       MutexLock lock(&mutex_);
@@ -107,15 +110,21 @@ class Waker {
   }
 
  private:
-  void Run(uint16_t port) {
+  static in_addr Reachable(absl::string_view address) {
+    in_addr host{};
+    inet_pton(AF_INET, std::string(address.substr(0, address.rfind(':'))).c_str(), &host);
+    if (host.s_addr == htonl(INADDR_ANY)) host.s_addr = htonl(INADDR_LOOPBACK);
+    return host;
+  }
+
+  void Run(in_addr host, uint16_t port) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_addr = host;
     MutexLock lock(&mutex_);
     while (!done_) {
       const UniqueFd client(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-      // Where it listens on another address only, the two seconds pass.
       (void)connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
       changed_.WaitUntil(&mutex_, absl::Now() + absl::Milliseconds(20));
     }
@@ -131,7 +140,8 @@ class CivetwebEndpoint final : public MetricsEndpoint {
  public:
   // Throws what prometheus-cpp throws.
   CivetwebEndpoint(const std::string& address, MetricsSource source)
-      : collectable_(std::make_shared<SampleCollectable>(std::move(source))),
+      : address_(address),
+        collectable_(std::make_shared<SampleCollectable>(std::move(source))),
         exposer_(std::make_unique<prometheus::Exposer>(
             std::vector<std::string>{"listening_ports", address, "num_threads", "2", "request_timeout_ms",
                                      "10000", "tcp_nodelay", "1"})) {
@@ -141,13 +151,14 @@ class CivetwebEndpoint final : public MetricsEndpoint {
   }
 
   ~CivetwebEndpoint() override {
-    const Waker waker(port_);
+    const Waker waker(address_, port_);
     exposer_.reset();
   }
 
   uint16_t port() const override { return port_; }
 
  private:
+  const std::string address_;
   // The exposer holds it weakly, and is stopped before it goes.
   const std::shared_ptr<SampleCollectable> collectable_;
   std::unique_ptr<prometheus::Exposer> exposer_;
