@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 
-IMAGE_BYTES = 256 << 20
+IMAGE_BYTES = 96 << 20
 PATIENCE_SECONDS = 60
 
 WORKLOADS = {
