@@ -68,12 +68,14 @@ bazel_build() {
   bazel build --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress "$@"
 }
 
-# What ships, under clang's -Wthread-safety; the tests gain nothing from it and would take as long again.
-clang_build() {
-  local targets
+# shipped_build CONFIGURATION [TARGET...] builds what ships, and TARGETs; the tests gain nothing from a build without
+# running, and would take as long again.
+shipped_build() {
+  local configuration=$1 targets
+  shift
   targets=$(bazel query --noshow_progress 'kind("cc_(library|binary) rule", //...) except attr(testonly, 1, //...)')
   mapfile -t targets <<<"$targets"
-  bazel_build --config=clang "${targets[@]}"
+  bazel_build "--config=$configuration" "${targets[@]}" "$@"
 }
 
 run_stage() {
@@ -92,8 +94,8 @@ run_stage() {
       ;;
     asan) bazel_tests asan --config=asan --build_tests_only --test_tag_filters=-vm,-no-asan "${sanitizer_options[@]}" "${sanitized[@]}" ;;
     tsan) bazel_tests tsan --config=tsan --build_tests_only --test_tag_filters=-vm,-no-tsan "${sanitizer_options[@]}" "${sanitized[@]}" ;;
-    clang) check clang-build clang_build ;;
-    opt) check opt-build bazel_build --config=opt //control/... //tests/bench/... ;;
+    clang) check clang-build shipped_build clang ;;
+    opt) check opt-build shipped_build opt //tests/bench ;;
   esac
 }
 
