@@ -57,8 +57,7 @@ ExtentDescriptor DescriptorOf(const Extent& extent) {
   uint32_t status = 0;
   if (!extent.allocated) status |= kStateHole;
   if (extent.zero) status |= kStateZero;
-  // A request's length has 32 bits, and extents never cover more.
-  return {static_cast<uint32_t>(extent.length), status};
+  return {extent.length, status};
 }
 
 }  // namespace
@@ -193,6 +192,10 @@ void Executor::Finish(const Request& request, IoResult result, Buffer payload, i
   Answered();
 }
 
+ChunkedReply Executor::ReplyTo(const Request& request) const {
+  return {negotiated_.reply_style, request.cookie, request.offset};
+}
+
 // One chunk a read. Holes as chunks of their own would be written here.
 void Executor::AnswerSuccess(const Request& request, Buffer payload) {
   const uint64_t cookie = request.cookie;
@@ -206,13 +209,12 @@ void Executor::AnswerSuccess(const Request& request, Buffer payload) {
     uint8_t* const header = replies_.Add(kSimpleReplySize, std::move(payload), length);
     EncodeSimpleReply({Error::kNone, cookie}, absl::MakeSpan(header, kSimpleReplySize));
   } else if (length == 0) {
-    uint8_t* const header = replies_.Add(kChunkHeaderSize);
-    EncodeChunkHeader({kReplyFlagDone, ChunkType::kNone, cookie, 0},
-                      absl::MakeSpan(header, kChunkHeaderSize));
+    const size_t size = ChunkHeaderSize(negotiated_.reply_style);
+    EncodeNoneChunk(ReplyTo(request), absl::MakeSpan(replies_.Add(size), size));
   } else {
-    uint8_t* const header = replies_.Add(kOffsetDataSize, std::move(payload), length);
-    EncodeOffsetData(kReplyFlagDone, cookie, request.offset, static_cast<uint32_t>(length),
-                     absl::MakeSpan(header, kOffsetDataSize));
+    const size_t size = ChunkHeaderSize(negotiated_.reply_style) + kOffsetDataSize;
+    uint8_t* const header = replies_.Add(size, std::move(payload), length);
+    EncodeOffsetData(ReplyTo(request), kReplyFlagDone, request.offset, length, absl::MakeSpan(header, size));
   }
 }
 
@@ -227,9 +229,9 @@ void Executor::AnswerError(const Request& request, const Refusal& refusal) {
   }
   uint8_t chunk[kMaxErrorChunkSize];
   const size_t size = refusal.offset.has_value()
-                          ? EncodeErrorOffsetChunk(request.cookie, error, refusal.message, *refusal.offset,
+                          ? EncodeErrorOffsetChunk(ReplyTo(request), error, refusal.message, *refusal.offset,
                                                    absl::MakeSpan(chunk))
-                          : EncodeErrorChunk(request.cookie, error, refusal.message, absl::MakeSpan(chunk));
+                          : EncodeErrorChunk(ReplyTo(request), error, refusal.message, absl::MakeSpan(chunk));
   memcpy(replies_.Add(size), chunk, size);
 }
 
@@ -237,20 +239,20 @@ void Executor::AnswerBlockStatus(const Request& request, const std::vector<Exten
   assert(!extents.empty() && extents.size() <= kMaxExtents);
   const bool one = (request.flags & kCommandFlagReqOne) != 0;
   const size_t count = one ? 1 : extents.size();
-  const size_t chunk_size = kBlockStatusSize + count * kExtentDescriptorSize;
+  const ReplyStyle style = negotiated_.reply_style;
+  const size_t chunk_size =
+      ChunkHeaderSize(style) + BlockStatusSize(style) + count * ExtentDescriptorSize(style);
   const size_t size = chunk_size * negotiated_.contexts.size();
   Buffer payload = pool_.Allocate(size, &bytes_held_);
   uint8_t* at = payload.data();
   for (const MetaContext& context : negotiated_.contexts) {
     const uint16_t flags = &context == &negotiated_.contexts.back() ? kReplyFlagDone : 0;
-    EncodeBlockStatus(flags, request.cookie, context.id, static_cast<uint32_t>(count),
-                      absl::MakeSpan(at, chunk_size));
+    at += EncodeBlockStatus(ReplyTo(request), flags, context.id, static_cast<uint32_t>(count),
+                            absl::MakeSpan(at, chunk_size));
     for (size_t i = 0; i < count; ++i) {
-      EncodeExtentDescriptor(
-          DescriptorOf(extents[i]),
-          absl::MakeSpan(at + kBlockStatusSize + i * kExtentDescriptorSize, kExtentDescriptorSize));
+      at += EncodeExtentDescriptor(style, DescriptorOf(extents[i]),
+                                   absl::MakeSpan(at, ExtentDescriptorSize(style)));
     }
-    at += chunk_size;
   }
   replies_.Add(0, std::move(payload), size);
 }

@@ -95,6 +95,7 @@ class Executor {
   Task<void> ServeBlockStatus(Request request, int64_t started, Gate::Holder holder);
 
   void Finish(const Request& request, IoResult result, Buffer payload, int64_t started);
+  ChunkedReply ReplyTo(const Request& request) const;
   void AnswerSuccess(const Request& request, Buffer payload);
   void AnswerError(const Request& request, const Refusal& refusal);
   void AnswerBlockStatus(const Request& request, const std::vector<Extent>& extents);

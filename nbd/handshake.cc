@@ -5,14 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "nbd/capabilities.h"
 #include "nbd/protocol_string.h"
 
 namespace berth::nbd {
 namespace {
-
-// Replies of a list are written until there are this many bytes to send.
-constexpr size_t kListBytes = 32 << 10;
 
 constexpr uint32_t kKnownClientFlags = kClientFlagFixedNewstyle | kClientFlagNoZeroes;
 
@@ -28,19 +24,6 @@ bool HasData(Option option) {
     default:
       return false;
   }
-}
-
-OptionReply ReplyFor(const absl::Status& error) {
-  return absl::IsResourceExhausted(error) ? OptionReply::kErrTooBig : OptionReply::kErrInvalid;
-}
-
-absl::string_view Text(const std::vector<uint8_t>& bytes) {
-  return absl::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-}
-
-// "Size constraints": a power of two, and not less than 512.
-uint32_t PreferredBlockSize(const BlockTraits& traits) {
-  return std::clamp(traits.preferred_alignment, kDefaultPreferredBlockSize, kMaxPayload);
 }
 
 }  // namespace
@@ -157,167 +140,6 @@ void Handshake::HandleOptionHeader() {
   Expect(Phase::kIgnoredData, option_.length);
 }
 
-void Handshake::HandleOption() {
-  if (shutting_down_) return ReplyError(OptionReply::kErrShutdown, "the server is stopping");
-  switch (option_.option) {
-    case Option::kExportName:
-      return HandleExportName();
-    case Option::kInfo:
-    case Option::kGo:
-      return HandleInfo();
-    default:
-      return HandleMetaContext();
-  }
-}
-
-void Handshake::HandleIgnoredOption() {
-  if (option_.option == Option::kAbort) {
-    ReplyHeader(OptionReply::kAck, 0);
-    return Close(absl::CancelledError("the client ended the negotiation"));
-  }
-  if (shutting_down_) return ReplyError(OptionReply::kErrShutdown, "the server is stopping");
-  if (too_big_) {
-    return ReplyError(
-        OptionReply::kErrTooBig,
-        absl::StrCat("the option has ", option_.length, " bytes, of at most ", options_.max_option_length));
-  }
-  const bool known = option_.option == Option::kList || option_.option == Option::kStartTls ||
-                     option_.option == Option::kStructuredReply;
-  if (known && option_.length > 0) {
-    return ReplyError(OptionReply::kErrInvalid,
-                      absl::StrCat("the option takes no data, and there were ", option_.length, " bytes"));
-  }
-  switch (option_.option) {
-    case Option::kList:
-      listing_ = true;
-      list_started_ = false;
-      return ContinueList();
-    case Option::kStructuredReply:
-      negotiated_.reply_style = ReplyStyle::kStructured;
-      return ReplyHeader(OptionReply::kAck, 0);
-    case Option::kStartTls:  // "NOTLS mode".
-      return ReplyError(OptionReply::kErrUnsup, "this server does not offer TLS");
-    default:
-      return ReplyError(OptionReply::kErrUnsup, absl::StrCat("this server does not know option ",
-                                                             static_cast<uint32_t>(option_.option)));
-  }
-}
-
-Handshake::Found Handshake::FindExport(absl::string_view name) const {
-  Found found;
-  found.served = directory_.Find(name);
-  if (found.served != nullptr) return found;
-  if (!name.empty()) {
-    found.error = absl::StrCat("there is no export ", Quoted(name), " here; a list shows those there are");
-    return found;
-  }
-  std::vector<std::shared_ptr<const Export>> all = directory_.List();
-  if (options_.sole_export_is_default && all.size() == 1) {
-    found.served = std::move(all[0]);
-    return found;
-  }
-  found.error = absl::StrCat("there is no default export among the ", all.size(),
-                             " here; ask for one by its name, which a list shows");
-  return found;
-}
-
-// NBD_OPT_EXPORT_NAME, which knows no errors: "the server MUST terminate the session".
-void Handshake::HandleExportName() {
-  const absl::string_view name = Text(input_);
-  if (absl::Status status = CheckExportName(name); !status.ok()) return Close(std::move(status));
-  Found found = FindExport(name);
-  if (found.served == nullptr) return Close(absl::NotFoundError(found.error));
-  if (absl::Status status = admit_(*found.served); !status.ok()) {
-    return Close(absl::PermissionDeniedError(status.message()));
-  }
-  uint8_t info[kInfoExportSize];
-  EncodeInfoExport({.size = found.served->device->size(),
-                    .transmission_flags = TransmissionFlags(*found.served, negotiated_.reply_style)},
-                   absl::MakeSpan(info));
-  // The same two values as in NBD_INFO_EXPORT, without its type.
-  std::copy(info + 2, info + kInfoExportSize, Append(kInfoExportSize - 2));
-  if (!no_zeroes_) Append(kExportNameReplyZeroes);
-  FinishWith(std::move(found.served));
-}
-
-// NBD_OPT_INFO and NBD_OPT_GO.
-void Handshake::HandleInfo() {
-  absl::StatusOr<InfoRequest> request = ParseInfoRequest(input_);
-  if (!request.ok()) return ReplyError(ReplyFor(request.status()), request.status().message());
-  Found found = FindExport(request->name);
-  if (found.served == nullptr) return ReplyError(OptionReply::kErrUnknown, found.error);
-  const bool go = option_.option == Option::kGo;
-  if (go) {
-    if (absl::Status status = admit_(*found.served); !status.ok()) {
-      return ReplyError(OptionReply::kErrPolicy, status.message());
-    }
-  }
-  ReplyInfo(*found.served, *request);
-  ReplyHeader(OptionReply::kAck, 0);
-  if (go) FinishWith(std::move(found.served));
-}
-
-// NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
-void Handshake::HandleMetaContext() {
-  const bool set = option_.option == Option::kSetMetaContext;
-  if (set && negotiated_.reply_style == ReplyStyle::kSimple) {
-    return ReplyError(OptionReply::kErrInvalid,
-                      "metadata contexts need structured replies; negotiate them first");
-  }
-  absl::StatusOr<MetaContextRequest> request = ParseMetaContextRequest(input_);
-  if (!request.ok()) return ReplyError(ReplyFor(request.status()), request.status().message());
-  Found found = FindExport(request->name);
-  if (found.served == nullptr) return ReplyError(OptionReply::kErrUnknown, found.error);
-
-  // There is one context. In a list an empty leaf name, or no query at all, asks for every one ("The `base:`
-  // metadata namespace"); other names and other namespaces are ignored.
-  const bool all = !set && request->queries.empty();
-  const bool selected =
-      std::any_of(request->queries.begin(), request->queries.end(), [set](absl::string_view query) {
-        return query == kBaseAllocation || (!set && query == kBaseNamespace);
-      });
-  if (all || selected) {
-    // In a list the ID is reserved, and 0.
-    const MetaContext context = {.id = set ? 1u : 0u, .name = kBaseAllocation};
-    ReplyHeader(OptionReply::kMetaContext, 4 + context.name.size());
-    Store32(Append(4), context.id);
-    AppendText(context.name);
-    if (set) contexts_.push_back(context);
-  }
-  if (set) contexts_export_ = found.served->name;
-  ReplyHeader(OptionReply::kAck, 0);
-}
-
-void Handshake::FinishWith(std::shared_ptr<const Export> served) {
-  if (contexts_export_ == served->name) negotiated_.contexts = std::move(contexts_);
-  negotiated_.served = std::move(served);
-  phase_ = Phase::kNegotiated;
-}
-
-// NBD_OPT_LIST. The directory is asked anew for every piece, so that no export is held on to, and no copy of
-// all names is made, while a client takes its time.
-void Handshake::ContinueList() {
-  const std::vector<std::shared_ptr<const Export>> all = directory_.List();
-  auto next = all.begin();
-  if (list_started_) {
-    next = std::upper_bound(all.begin(), all.end(), last_listed_,
-                            [](const std::string& name, const auto& other) { return name < other->name; });
-  }
-  for (; next != all.end(); ++next) {
-    if (output_.size() >= kListBytes) return;
-    const Export& listed = **next;
-    const absl::string_view description = CutAtCharacter(listed.description, kMaxStringSize);
-    ReplyHeader(OptionReply::kServer, 4 + listed.name.size() + description.size());
-    Store32(Append(4), static_cast<uint32_t>(listed.name.size()));
-    AppendText(listed.name);
-    AppendText(description);
-    last_listed_ = listed.name;
-    list_started_ = true;
-  }
-  listing_ = false;
-  ReplyHeader(OptionReply::kAck, 0);
-}
-
 // Adds zeroes to the output; returns where they are.
 uint8_t* Handshake::Append(size_t size) {
   output_.resize(output_.size() + size);
@@ -337,28 +159,6 @@ void Handshake::ReplyError(OptionReply type, absl::string_view text) {
   const absl::string_view cut = CutAtCharacter(text, kMaxStringSize);
   ReplyHeader(type, cut.size());
   AppendText(cut);
-}
-
-void Handshake::ReplyInfo(const Export& served, const InfoRequest& request) {
-  ReplyHeader(OptionReply::kInfo, kInfoExportSize);
-  EncodeInfoExport({.size = served.device->size(),
-                    .transmission_flags = TransmissionFlags(served, negotiated_.reply_style)},
-                   absl::MakeSpan(Append(kInfoExportSize), kInfoExportSize));
-  if (request.wants_name) ReplyInfoText(InfoType::kName, served.name);
-  if (request.wants_description && !served.description.empty()) {
-    ReplyInfoText(InfoType::kDescription, CutAtCharacter(served.description, kMaxStringSize));
-  }
-  if (request.wants_block_size) {
-    ReplyHeader(OptionReply::kInfo, kInfoBlockSizeSize);
-    EncodeInfoBlockSize({.preferred = PreferredBlockSize(served.device->traits())},
-                        absl::MakeSpan(Append(kInfoBlockSizeSize), kInfoBlockSizeSize));
-  }
-}
-
-void Handshake::ReplyInfoText(InfoType type, absl::string_view text) {
-  ReplyHeader(OptionReply::kInfo, 2 + text.size());
-  Store16(Append(2), static_cast<uint16_t>(type));
-  AppendText(text);
 }
 
 }  // namespace berth::nbd

@@ -98,7 +98,6 @@ class Handshake {
   void HandleIgnoredOption();
   void HandleExportName();
   void HandleInfo();
-  void HandleStructuredReply();
   void HandleMetaContext();
 
   struct Found {

@@ -8,12 +8,9 @@
 #include <vector>
 
 #include "nbd/export.h"
+#include "nbd/wire.h"
 
 namespace berth::nbd {
-
-// How replies are written (proto.md, "Transmission"). Extended headers will be a third style, which implies
-// structured replies.
-enum class ReplyStyle : uint8_t { kSimple, kStructured };
 
 // A metadata context that the client selected (proto.md, "Metadata querying").
 struct MetaContext {
@@ -29,7 +26,7 @@ inline constexpr char kBaseAllocation[] = "base:allocation";
 struct Negotiated {
   std::shared_ptr<const Export> served;
   ReplyStyle reply_style = ReplyStyle::kSimple;
-  // Not empty only with structured replies. Without any, NBD_CMD_BLOCK_STATUS is an error.
+  // Not empty only with structured or extended replies. Without any, NBD_CMD_BLOCK_STATUS is an error.
   std::vector<MetaContext> contexts;
 };
 

@@ -48,8 +48,12 @@ bool RawClient::Send(absl::Span<const uint8_t> bytes) {
 }
 
 bool RawClient::Send(const Request& request, absl::Span<const uint8_t> payload) {
-  std::vector<uint8_t> message(kRequestSize);
-  EncodeRequest(request, absl::MakeSpan(message));
+  std::vector<uint8_t> message(RequestSize(style_));
+  if (style_ == ReplyStyle::kExtended) {
+    EncodeExtendedRequest(request, absl::MakeSpan(message));
+  } else {
+    EncodeRequest(request, absl::MakeSpan(message));
+  }
   message.insert(message.end(), payload.begin(), payload.end());
   return Send(message);
 }
@@ -97,9 +101,11 @@ SimpleReply RawClient::ReceiveSimple() {
 
 RawClient::Chunk RawClient::ReceiveChunk() {
   Chunk chunk;
-  EXPECT_TRUE(DecodeChunkHeader(Receive(kChunkHeaderSize), &chunk.header)) << "no structured reply";
+  EXPECT_TRUE(DecodeChunkHeader(style_, Receive(ChunkHeaderSize(style_)), &chunk.header)) << "no chunk";
   EXPECT_LE(chunk.header.length, kMaxPayload + 4096);
-  if (chunk.header.length <= kMaxPayload + 4096) chunk.payload = Receive(chunk.header.length);
+  if (chunk.header.length <= kMaxPayload + 4096) {
+    chunk.payload = Receive(static_cast<size_t>(chunk.header.length));
+  }
   return chunk;
 }
 

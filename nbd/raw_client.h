@@ -23,6 +23,9 @@ class RawClient {
   // A connected pair of stream sockets; each takes `buffer_bytes` without being read.
   static void MakePair(UniqueFd* client, UniqueFd* server, int buffer_bytes = 4 << 20);
 
+  // What requests and chunks look like from now on; kStructured at first, whose requests kSimple has too.
+  void SetStyle(ReplyStyle style) { style_ = style; }
+
   int fd() const { return socket_.get(); }
   void Close() { socket_.Reset(); }
 
@@ -53,6 +56,7 @@ class RawClient {
 
  private:
   UniqueFd socket_;
+  ReplyStyle style_ = ReplyStyle::kStructured;
 };
 
 // `size` bytes that differ from each other and with `seed`.

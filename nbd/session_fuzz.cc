@@ -81,7 +81,9 @@ void CheckMessages(absl::Span<const uint8_t> replies) {
     Require(replies.size() >= size, "a reply is cut");
     if (Load32(replies.data()) == kStructuredReplyMagic) {
       ChunkHeader header;
-      Require(replies.size() >= kChunkHeaderSize && DecodeChunkHeader(replies, &header), "a chunk is cut");
+      Require(
+          replies.size() >= kChunkHeaderSize && DecodeChunkHeader(ReplyStyle::kStructured, replies, &header),
+          "a chunk is cut");
       size = kChunkHeaderSize + header.length;
     } else {
       Require(Load32(replies.data()) == kSimpleReplyMagic, "a reply without its magic number");

@@ -23,6 +23,16 @@ inline constexpr uint64_t kOptionReplyMagic = 0x0003e889045565a9;
 inline constexpr uint32_t kRequestMagic = 0x25609513;
 inline constexpr uint32_t kSimpleReplyMagic = 0x67446698;
 inline constexpr uint32_t kStructuredReplyMagic = 0x668e33ef;
+inline constexpr uint32_t kExtendedRequestMagic = 0x21e41c71;
+inline constexpr uint32_t kExtendedReplyMagic = 0x6e8a278c;
+
+// What the transmission phase of a connection speaks (proto.md, "Transmission"). Each negotiated style takes
+// precedence over those before it.
+enum class ReplyStyle : uint8_t {
+  kSimple,      // Compact requests, simple replies.
+  kStructured,  // Compact requests, structured replies beside simple ones.
+  kExtended,    // Extended requests and replies (proto.md of the branch extension-ext-header).
+};
 
 // ---- Limits of the specification and defaults where it leaves them open.
 
@@ -228,6 +238,8 @@ struct InfoExport {
   uint16_t transmission_flags = 0;
 };
 void EncodeInfoExport(const InfoExport& info, absl::Span<uint8_t> out);
+// Looks past the type.
+void DecodeInfoExport(absl::Span<const uint8_t> in, InfoExport* out);
 
 // NBD_INFO_BLOCK_SIZE's payload, its type included.
 inline constexpr size_t kInfoBlockSizeSize = 14;
@@ -237,21 +249,36 @@ struct InfoBlockSize {
   uint32_t maximum_payload = kMaxPayload;
 };
 void EncodeInfoBlockSize(const InfoBlockSize& info, absl::Span<uint8_t> out);
+// Looks past the type; the values are as they came.
+void DecodeInfoBlockSize(absl::Span<const uint8_t> in, InfoBlockSize* out);
 
 // ---- "Request message".
 
 inline constexpr size_t kRequestSize = 28;
+inline constexpr size_t kExtendedRequestSize = 32;
+constexpr size_t RequestSize(ReplyStyle style) {
+  return style == ReplyStyle::kExtended ? kExtendedRequestSize : kRequestSize;
+}
 struct Request {
   uint16_t flags = 0;
   Command command = Command::kRead;  // May be one that the enumeration does not name.
   uint64_t cookie = 0;               // The client's, handed back as it came.
   uint64_t offset = 0;
-  uint64_t length = 0;  // 32 bits in compact requests, 64 in extended ones.
+  // 32 bits in compact requests, 64 in extended ones. There it is the payload's with kCommandFlagPayloadLen,
+  // and without it what the request is about.
+  uint64_t length = 0;
 };
 // Writes the low 32 bits of the length.
 void EncodeRequest(const Request& request, absl::Span<uint8_t> out);
 // False where the magic number is wrong.
 [[nodiscard]] bool DecodeRequest(absl::Span<const uint8_t> in, Request* out);
+void EncodeExtendedRequest(const Request& request, absl::Span<uint8_t> out);
+[[nodiscard]] bool DecodeExtendedRequest(absl::Span<const uint8_t> in, Request* out);
+
+// NBD_CMD_BLOCK_STATUS with a payload: the length that it is about, and then the IDs of contexts, each of 32
+// bits.
+inline constexpr size_t kBlockStatusQuerySize = 8;
+inline constexpr size_t kContextIdSize = 4;
 
 // ---- "Simple reply message".
 
@@ -263,47 +290,91 @@ struct SimpleReply {
 void EncodeSimpleReply(const SimpleReply& reply, absl::Span<uint8_t> out);
 [[nodiscard]] bool DecodeSimpleReply(absl::Span<const uint8_t> in, SimpleReply* out);
 
-// ---- "Structured reply chunk message" and "Structured reply types".
+// ---- "Structured reply chunk message", "Extended reply chunk message".
 
 inline constexpr size_t kChunkHeaderSize = 20;
+inline constexpr size_t kExtendedChunkHeaderSize = 32;
+constexpr size_t ChunkHeaderSize(ReplyStyle style) {
+  return style == ReplyStyle::kExtended ? kExtendedChunkHeaderSize : kChunkHeaderSize;
+}
 struct ChunkHeader {
   uint16_t flags = 0;
   ChunkType type = ChunkType::kNone;
   uint64_t cookie = 0;
-  uint32_t length = 0;  // Of the payload that follows.
+  uint64_t length = 0;  // Of the payload that follows; 32 bits in structured chunks.
+  uint64_t offset = 0;  // The request's, which extended chunks repeat.
 };
-void EncodeChunkHeader(const ChunkHeader& header, absl::Span<uint8_t> out);
-[[nodiscard]] bool DecodeChunkHeader(absl::Span<const uint8_t> in, ChunkHeader* out);
+void EncodeChunkHeader(ReplyStyle style, const ChunkHeader& header, absl::Span<uint8_t> out);
+// False where the magic number is wrong.
+[[nodiscard]] bool DecodeChunkHeader(ReplyStyle style, absl::Span<const uint8_t> in, ChunkHeader* out);
 
-// The header of an NBD_REPLY_TYPE_OFFSET_DATA chunk and its offset; `length` bytes of data follow.
-inline constexpr size_t kOffsetDataSize = kChunkHeaderSize + 8;
-void EncodeOffsetData(uint16_t flags, uint64_t cookie, uint64_t offset, uint32_t length,
-                      absl::Span<uint8_t> out);
+// ---- "Structured reply types". The functions that write a chunk begin with its header, and return how many
+// bytes they wrote.
 
-// A whole NBD_REPLY_TYPE_OFFSET_HOLE chunk.
-inline constexpr size_t kOffsetHoleSize = kChunkHeaderSize + 12;
-void EncodeOffsetHole(uint16_t flags, uint64_t cookie, uint64_t offset, uint32_t length,
-                      absl::Span<uint8_t> out);
+// What the chunks of one reply have in common.
+struct ChunkedReply {
+  ReplyStyle style = ReplyStyle::kStructured;
+  uint64_t cookie = 0;
+  uint64_t offset = 0;  // The request's.
+};
 
-// A whole NBD_REPLY_TYPE_ERROR chunk, the last of its reply; returns its size. The message is cut at
-// kMaxErrorMessage bytes.
-inline constexpr size_t kMaxErrorMessage = 256;
-inline constexpr size_t kMaxErrorChunkSize = kChunkHeaderSize + 14 + kMaxErrorMessage;
-size_t EncodeErrorChunk(uint64_t cookie, Error error, absl::string_view message, absl::Span<uint8_t> out);
-// The same of NBD_REPLY_TYPE_ERROR_OFFSET.
-size_t EncodeErrorOffsetChunk(uint64_t cookie, Error error, absl::string_view message, uint64_t offset,
-                              absl::Span<uint8_t> out);
+// NBD_REPLY_TYPE_NONE, the last of its reply.
+size_t EncodeNoneChunk(const ChunkedReply& reply, absl::Span<uint8_t> out);
 
-// The beginning of an NBD_REPLY_TYPE_BLOCK_STATUS chunk with `extents` descriptors, which follow.
-inline constexpr size_t kBlockStatusSize = kChunkHeaderSize + 4;
-inline constexpr size_t kExtentDescriptorSize = 8;
-struct ExtentDescriptor {
+// NBD_REPLY_TYPE_OFFSET_DATA up to its data, `length` bytes that follow.
+inline constexpr size_t kOffsetDataSize = 8;
+inline constexpr size_t kMaxOffsetDataSize = kExtendedChunkHeaderSize + kOffsetDataSize;
+size_t EncodeOffsetData(const ChunkedReply& reply, uint16_t flags, uint64_t offset, uint64_t length,
+                        absl::Span<uint8_t> out);
+
+// NBD_REPLY_TYPE_OFFSET_HOLE. Its size has 32 bits with extended headers too.
+inline constexpr size_t kOffsetHoleSize = 12;
+inline constexpr size_t kMaxOffsetHoleSize = kExtendedChunkHeaderSize + kOffsetHoleSize;
+size_t EncodeOffsetHole(const ChunkedReply& reply, uint16_t flags, uint64_t offset, uint32_t length,
+                        absl::Span<uint8_t> out);
+struct OffsetHole {
+  uint64_t offset = 0;
   uint32_t length = 0;
-  uint32_t status = 0;
 };
-void EncodeBlockStatus(uint16_t flags, uint64_t cookie, uint32_t context_id, uint32_t extents,
-                       absl::Span<uint8_t> out);
-void EncodeExtentDescriptor(const ExtentDescriptor& extent, absl::Span<uint8_t> out);
+// The payload, of kOffsetHoleSize bytes.
+void DecodeOffsetHole(absl::Span<const uint8_t> in, OffsetHole* out);
+
+// NBD_REPLY_TYPE_ERROR, the last of its reply. The message is cut at kMaxErrorMessage bytes.
+inline constexpr size_t kMaxErrorMessage = 256;
+inline constexpr size_t kMaxErrorChunkSize = kExtendedChunkHeaderSize + 14 + kMaxErrorMessage;
+size_t EncodeErrorChunk(const ChunkedReply& reply, Error error, absl::string_view message,
+                        absl::Span<uint8_t> out);
+// The same of NBD_REPLY_TYPE_ERROR_OFFSET.
+size_t EncodeErrorOffsetChunk(const ChunkedReply& reply, Error error, absl::string_view message,
+                              uint64_t offset, absl::Span<uint8_t> out);
+struct ErrorPayload {
+  Error error = Error::kNone;
+  absl::string_view message;  // Points into the bytes that were decoded.
+  uint64_t offset = 0;        // Of NBD_REPLY_TYPE_ERROR_OFFSET.
+};
+// The payload of a chunk of any error type, of any size; only of kErrorOffset is the offset looked at. False
+// where the lengths do not add up, or there is no error in it.
+[[nodiscard]] bool DecodeErrorPayload(ChunkType type, absl::Span<const uint8_t> in, ErrorPayload* out);
+
+// NBD_REPLY_TYPE_BLOCK_STATUS, or with extended headers NBD_REPLY_TYPE_BLOCK_STATUS_EXT, up to its
+// descriptors, which follow.
+constexpr size_t BlockStatusSize(ReplyStyle style) { return style == ReplyStyle::kExtended ? 8 : 4; }
+constexpr size_t ExtentDescriptorSize(ReplyStyle style) { return style == ReplyStyle::kExtended ? 16 : 8; }
+size_t EncodeBlockStatus(const ChunkedReply& reply, uint16_t flags, uint32_t context_id, uint32_t descriptors,
+                         absl::Span<uint8_t> out);
+struct ExtentDescriptor {
+  uint64_t length = 0;  // 32 bits in NBD_REPLY_TYPE_BLOCK_STATUS, as the next.
+  uint64_t status = 0;
+};
+// Returns ExtentDescriptorSize(style).
+size_t EncodeExtentDescriptor(ReplyStyle style, const ExtentDescriptor& extent, absl::Span<uint8_t> out);
+void DecodeExtentDescriptor(ReplyStyle style, absl::Span<const uint8_t> in, ExtentDescriptor* out);
+struct BlockStatusPayload {
+  uint32_t context_id = 0;
+  absl::Span<const uint8_t> descriptors;  // Points into what was decoded; one or more of whole descriptors.
+};
+// A payload of any size. False where its length is no possible one, or is not what its count says.
+[[nodiscard]] bool DecodeBlockStatus(ReplyStyle style, absl::Span<const uint8_t> in, BlockStatusPayload* out);
 
 }  // namespace berth::nbd
 
