@@ -18,9 +18,9 @@ msghdr MessageOf(absl::Span<const iovec> vectors) {
 
 int ResultOf(ssize_t result) { return result < 0 ? -errno : static_cast<int>(result); }
 
-class PlainTransport final : public Transport {
+class SocketTransport final : public PlainTransport {
  public:
-  PlainTransport(Reactor& reactor, UniqueFd socket) : reactor_(reactor), socket_(std::move(socket)) {
+  SocketTransport(Reactor& reactor, UniqueFd socket) : reactor_(reactor), socket_(std::move(socket)) {
     // The ring does not wait on a descriptor that is O_NONBLOCK; what must not wait here says MSG_DONTWAIT.
     const int flags = fcntl(socket_.get(), F_GETFL);
     if ((flags & O_NONBLOCK) != 0) fcntl(socket_.get(), F_SETFL, flags & ~O_NONBLOCK);
@@ -65,16 +65,18 @@ class PlainTransport final : public Transport {
 
   void Shutdown() override { shutdown(socket_.get(), SHUT_RDWR); }
 
+  UniqueFd TakeSocket() override { return std::move(socket_); }
+
  private:
   Reactor& reactor_;
-  const UniqueFd socket_;
+  UniqueFd socket_;
   Reactor::Operation* receiving_ = nullptr;
 };
 
 }  // namespace
 
-std::unique_ptr<Transport> MakePlainTransport(Reactor& reactor, UniqueFd socket) {
-  return std::make_unique<PlainTransport>(reactor, std::move(socket));
+std::unique_ptr<PlainTransport> MakePlainTransport(Reactor& reactor, UniqueFd socket) {
+  return std::make_unique<SocketTransport>(reactor, std::move(socket));
 }
 
 }  // namespace berth::nbd

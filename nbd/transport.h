@@ -27,7 +27,8 @@ class Transport {
   virtual Task<int> Receive(absl::Span<const iovec> vectors) = 0;
   // -EAGAIN instead of waiting.
   virtual int TryReceive(absl::Span<const iovec> vectors) = 0;
-  // Sends what the socket takes, at least one byte. TrySend: -EAGAIN instead of waiting.
+  // Sends what the socket takes, at least one byte. TrySend: -EAGAIN instead of waiting. The next send begins
+  // with the bytes that this one did not take, as under TLS they may be encrypted already.
   virtual Task<int> Send(absl::Span<const iovec> vectors) = 0;
   virtual int TrySend(absl::Span<const iovec> vectors) = 0;
 
@@ -37,8 +38,15 @@ class Transport {
   virtual void Shutdown() = 0;
 };
 
+class PlainTransport : public Transport {
+ public:
+  // Gives the socket away, for a transport that goes on with it under TLS. No operation is under way, and
+  // none follows.
+  virtual UniqueFd TakeSocket() = 0;
+};
+
 // `socket` is a connected stream socket, non-blocking or not.
-std::unique_ptr<Transport> MakePlainTransport(Reactor& reactor, UniqueFd socket);
+std::unique_ptr<PlainTransport> MakePlainTransport(Reactor& reactor, UniqueFd socket);
 
 }  // namespace berth::nbd
 

@@ -38,6 +38,10 @@ def system_library_repositories(berth = "."):
         "core:core": ["-lprometheus-cpp-core"],
         "pull:pull": ["-lprometheus-cpp-pull", "-lprometheus-cpp-core"],
     })
+    system_repository(name = "openssl", targets = {
+        ":crypto": ["-lcrypto"],
+        ":ssl": ["-lssl", "-lcrypto"],
+    })
     system_repository(name = "systemd", targets = {":systemd": ["-lsystemd"]})
     native.local_repository(name = "com_google_protobuf", path = berth + "/third_party/protobuf")
     native.local_repository(name = "com_github_grpc_grpc", path = berth + "/third_party/grpc")
