@@ -20,7 +20,9 @@ class RateLimitChannel final : public ForwardingChannel {
     return Limit(0, [this] { return next().Flush(); });
   }
   Task<IoResult> Zero(uint64_t offset, uint64_t length, ZeroFlags flags) override {
-    const bool moves_data = !fast_zero_ || Has(flags, ZeroFlags::kNoUnmap);
+    // kFastOnly is a request to be refused where the zeroes would have to be written.
+    const bool moves_data =
+        !Has(flags, ZeroFlags::kFastOnly) && (!fast_zero_ || Has(flags, ZeroFlags::kNoUnmap));
     return Limit(moves_data ? length : 0,
                  [this, offset, length, flags] { return next().Zero(offset, length, flags); });
   }

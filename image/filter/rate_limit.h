@@ -1,8 +1,9 @@
 // RateLimitDevice: the next device, with limits on operations and bytes a second.
 //
 // One limit is shared by all channels on all reactors. Every operation but Extents counts as one; the bytes
-// are those of Read, Write and Prefetch, and those of a Zero where the next device would write them out. Each
-// channel's operations pass in the order in which they came, and channels take turns.
+// are those of Read, Write and Prefetch, and those of a Zero where the next device would write them out (with
+// ZeroFlags::kFastOnly it never does). Each channel's operations pass in the order in which they came, and
+// channels take turns.
 //
 // An operation passes while the bucket is not empty, and leaves it in debt where it is larger than what is
 // left; the next one waits until the debt is paid, on a timer of its reactor. No operation at the head of its

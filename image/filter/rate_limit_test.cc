@@ -1,5 +1,6 @@
 #include "image/filter/rate_limit.h"
 
+#include <cerrno>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -110,6 +111,36 @@ TEST_F(RateLimitTest, WhatMovesNoDataCountsNoBytes) {
     EXPECT_TRUE(channel.Flush().ok());
     std::vector<Extent> extents;
     EXPECT_TRUE(channel.Extents(0, kSize, &extents).ok());
+  }
+}
+
+class SlowZeroDevice final : public ForwardingDevice {
+ public:
+  using ForwardingDevice::ForwardingDevice;
+  const BlockTraits& traits() const override { return traits_; }
+
+ private:
+  const BlockTraits traits_ = {.fast_zero = false};
+};
+
+// Where zeroes are written they count, unless the caller asked to be refused then: that moves nothing.
+TEST_F(RateLimitTest, ZeroesThatAreWrittenCountTheirBytes) {
+  const auto slow = std::make_shared<SlowZeroDevice>(null_);
+  {
+    RateLimitDevice device(slow, {.bytes_per_second = 1'000'000, .burst_bytes = 1});
+    EXPECT_FALSE(device.traits().fast_zero);
+    const int64_t took = Measure(device, reactor(), [](BlockChannel& channel) -> Task<void> {
+      for (int i = 0; i < 10; ++i) EXPECT_TRUE((co_await channel.Zero(0, 5000, ZeroFlags::kNone)).ok());
+    });
+    EXPECT_GE(took, 45 * kMillisecond);
+  }
+  const auto faulty = std::make_shared<FaultyDevice>(slow);
+  faulty->Fail(FaultyDevice::kZero, ENOTSUP);
+  RateLimitDevice device(faulty, {.bytes_per_second = 1, .burst_bytes = 1});
+  BlockingChannel channel(device, reactor());
+  for (const ZeroFlags flags : {ZeroFlags::kFastOnly, ZeroFlags::kFastOnly | ZeroFlags::kNoUnmap}) {
+    // Were the bytes counted, these would wait for ten seconds each.
+    for (int i = 0; i < 1000; ++i) EXPECT_EQ(channel.Zero(0, 1 << 20, flags), IoResult::Error(ENOTSUP));
   }
 }
 

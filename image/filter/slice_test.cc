@@ -10,6 +10,7 @@
 #include "image/memory/memory_device.h"
 #include "image/null/null_device.h"
 #include "tests/conformance/blocking_channel.h"
+#include "tests/fakes/recording_device.h"
 
 namespace berth {
 namespace {
@@ -36,6 +37,33 @@ TEST(SliceTest, ShowsItsPartAndNothingElse) {
   ASSERT_TRUE(part.Zero(0, 10).ok());
   std::fill(expected.begin() + 1000, expected.begin() + 1010, 0);
   EXPECT_EQ(below.Read(0, 1600), expected);
+}
+
+// Also where no byte shows it, as with a prefetch.
+TEST(SliceTest, MovesEveryOperationToItsPlace) {
+  auto pool = ReactorPool::Create(1);
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  const auto below = std::make_shared<RecordingDevice>(Memory());
+  auto slice = SliceDevice::Create(below, 4096, 65536);
+  ASSERT_TRUE(slice.ok()) << slice.status();
+  BlockingChannel part(**slice, (*pool)->at(0));
+  std::vector<Extent> extents;
+  ASSERT_EQ(part.Read(512, 1024).size(), 1024u);
+  ASSERT_TRUE(part.Write(512, std::vector<uint8_t>(1024, 1), WriteFlags::kFua).ok());
+  ASSERT_TRUE(part.Zero(512, 1024, ZeroFlags::kNoUnmap).ok());
+  ASSERT_TRUE(part.Discard(512, 1024).ok());
+  ASSERT_TRUE(part.Prefetch(512, 1024).ok());
+  ASSERT_TRUE(part.Extents(512, 1024, &extents).ok());
+  std::vector<RecordingDevice::Kind> kinds;
+  for (const RecordingDevice::Event& event : below->TakeEvents()) {
+    if (event.phase == RecordingDevice::Phase::kEnd) continue;
+    EXPECT_EQ(event.offset, 4096u + 512u) << event;
+    EXPECT_EQ(event.length, 1024u) << event;
+    kinds.push_back(event.kind);
+  }
+  using Kind = RecordingDevice::Kind;
+  EXPECT_EQ(kinds, (std::vector<Kind>{Kind::kRead, Kind::kWrite, Kind::kZero, Kind::kDiscard, Kind::kPrefetch,
+                                      Kind::kExtents}));
 }
 
 TEST(SliceTest, RefusesWhatLiesOutside) {

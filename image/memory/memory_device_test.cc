@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -80,6 +81,40 @@ TEST_F(MemoryDeviceTest, WhatLiesPastAShrunkEndFails) {
     std::vector<Extent> extents;
     EXPECT_EQ(co_await channel.Extents(kPage, 2, &extents), IoResult::Error(EIO));
   });
+}
+
+// A write, or a zero that keeps its space, may be half done when the end moves before what is left of it.
+TEST_F(MemoryDeviceTest, NothingIsLeftBehindAnEndThatMovesUnderWrites) {
+  constexpr uint64_t kPages = 4096;
+  auto device = MemoryDevice::Create(kPages * kPage);
+  ASSERT_TRUE(device.ok()) << device.status();
+  const std::vector<uint8_t> data(kPages * kPage, 7);
+  int cut_short = 0;
+  for (int round = 0; round < 60; ++round) {
+    SCOPED_TRACE(round);
+    std::thread resizer([&] {
+      // Every page that exists was made by the operation of this round: it is under way.
+      while ((*device)->allocated_bytes() == 0) std::this_thread::yield();
+      EXPECT_TRUE((*device)->Resize(kPage + 1).ok());
+    });
+    OnChannel(**device, [&](BlockChannel& channel) -> Task<void> {
+      const IoResult result = round % 2 == 0 ? co_await channel.Write(0, data, WriteFlags::kNone)
+                                             : co_await channel.Zero(0, data.size(), ZeroFlags::kNoUnmap);
+      EXPECT_TRUE(result.ok() || result.error == EIO) << result.error;
+      cut_short += result.ok() ? 0 : 1;
+    });
+    resizer.join();
+    EXPECT_LE((*device)->allocated_bytes(), 2 * kPage);
+    EXPECT_TRUE((*device)->Resize(kPages * kPage).ok());
+    OnChannel(**device, [&](BlockChannel& channel) -> Task<void> {
+      std::vector<uint8_t> bytes(kPage - 1, 1);
+      EXPECT_EQ(co_await channel.Read(kPage + 1, absl::MakeSpan(bytes)), IoResult::Ok());
+      EXPECT_EQ(bytes, std::vector<uint8_t>(kPage - 1)) << "bytes behind the old end came back";
+      EXPECT_EQ(co_await channel.Discard(0, kPages * kPage), IoResult::Ok());
+    });
+    ASSERT_EQ((*device)->allocated_bytes(), 0u);
+  }
+  RecordProperty("cut_short", cut_short);
 }
 
 TEST_F(MemoryDeviceTest, RefusesASizePastItsLimit) {

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "image/filter/rate_limit.h"
+#include "image/raw/raw_device.h"
 #include "image/raw/temporary_image.h"
 
 namespace berth {
@@ -65,6 +66,31 @@ TEST(OpenerTest, ModesReachTheImage) {
   const auto* limit = dynamic_cast<const RateLimitDevice*>(free->get());
   ASSERT_NE(limit, nullptr);
   EXPECT_EQ(limit->limits(), spec.rate_limits);
+}
+
+TEST(OpenerTest, EveryModeReachesTheImageAndItsFile) {
+  TemporaryImage image(DiskDirectory(), kMiB);
+  for (const CacheMode cache : {CacheMode::kWriteback, CacheMode::kWritethrough, CacheMode::kNone,
+                                CacheMode::kDirectsync, CacheMode::kUnsafe}) {
+    for (const LockMode lock : {LockMode::kExclusive, LockMode::kSharedWriter, LockMode::kNone}) {
+      for (const bool read_only : {false, true}) {
+        ImageSpec spec;
+        spec.path = image.path();
+        spec.read_only = read_only;
+        spec.cache = cache;
+        spec.discard = DiscardMode::kIgnore;
+        spec.lock = lock;
+        auto device = Open(spec);
+        ASSERT_TRUE(device.ok()) << device.status();
+        const auto* raw = dynamic_cast<const RawDevice*>(device->get());
+        ASSERT_NE(raw, nullptr);
+        EXPECT_EQ(raw->options().read_only, read_only);
+        EXPECT_EQ(raw->options().cache, cache);
+        EXPECT_EQ(raw->options().discard, DiscardMode::kIgnore);
+        EXPECT_EQ(raw->options().lock, lock);
+      }
+    }
+  }
 }
 
 TEST(OpenerTest, FiltersLieOverTheImage) {

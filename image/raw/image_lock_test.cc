@@ -166,6 +166,44 @@ TEST_P(ImageLockTest, SharedWritersShareAndResizeOnlyWhereAllAgree) {
   EXPECT_TRUE((*first)->Resize(kSize).ok());
 }
 
+// Whether somebody else than `fd`'s open file locks `byte`.
+bool IsLocked(int fd, off_t byte) {
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = byte;
+  lock.l_len = 1;
+  EXPECT_EQ(fcntl(fd, F_OFD_GETLK, &lock), 0);
+  return lock.l_type != F_UNLCK;
+}
+
+// Another program that writes as well, and does not let others resize (byte 203).
+TEST_P(ImageLockTest, ASharedWriterResizesOnlyWhereOthersLetIt) {
+  constexpr off_t kUsesResize = 103, kUnsharesResize = 203;
+  auto device = Open(image_, false, LockMode::kSharedWriter);
+  ASSERT_TRUE(device.ok()) << device.status();
+  {
+    const UniqueFd other(open(image_.path().c_str(), O_RDWR | O_CLOEXEC));
+    struct flock lock = {};
+    lock.l_type = F_RDLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = kUnsharesResize;
+    lock.l_len = 1;
+    ASSERT_EQ(fcntl(other.get(), F_OFD_SETLK, &lock), 0);
+    for (const uint64_t size : {2 * kSize, kSize / 2}) {
+      const absl::Status status = (*device)->Resize(size);
+      ExpectLocked(status, image_);
+      EXPECT_THAT(std::string(status.message()), HasSubstr("resize"));
+    }
+    EXPECT_EQ(image_.size(), kSize);
+    EXPECT_EQ((*device)->size(), kSize);
+    EXPECT_FALSE(IsLocked(other.get(), kUsesResize)) << "a resize that was refused keeps its permission";
+  }
+  EXPECT_TRUE((*device)->Resize(2 * kSize).ok());
+  const UniqueFd other(open(image_.path().c_str(), O_RDWR | O_CLOEXEC));
+  EXPECT_FALSE(IsLocked(other.get(), kUsesResize)) << "a resize that is over keeps its permission";
+}
+
 TEST_P(ImageLockTest, SeesWhoWrites) {
   const UniqueFd fd(open(image_.path().c_str(), O_RDONLY | O_CLOEXEC));
   EXPECT_FALSE(*IsOpenForWriting(fd.get(), image_.path()));

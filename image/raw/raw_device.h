@@ -58,6 +58,9 @@ class RawDevice final : public BlockDevice {
   // open(2)'s flags for an image that is to be used with `options`.
   static int OpenFlags(const RawOptions& options);
 
+  // How it was opened.
+  const RawOptions& options() const { return options_; }
+
   const BlockTraits& traits() const override { return traits_; }
   uint64_t size() const override { return size_.load(std::memory_order_acquire); }
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;

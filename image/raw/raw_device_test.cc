@@ -1,6 +1,9 @@
 #include "image/raw/raw_device.h"
 
 #include <fcntl.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -396,6 +399,66 @@ TEST_F(RawDeviceTest, ExtentsFollowEveryChange) {
     co_await look();
     EXPECT_EQ(extents, grown);
   });
+}
+
+// What was remembered of the part that is cut off is not true of the part that grows in its place.
+TEST_F(RawDeviceTest, ExtentsBehindTheEndAreForgotten) {
+  TemporaryImage image(DiskDirectory(), 16 * kMiB);
+  std::shared_ptr<RawDevice> device = OpenOk(image.path());
+  ASSERT_NE(device, nullptr);
+  OnChannel(*device, reactors_->at(0), [&](BlockChannel& channel) -> Task<void> {
+    const std::vector<uint8_t> ones(4 * kMiB, 1);
+    EXPECT_EQ(co_await channel.Write(12 * kMiB, ones, WriteFlags::kNone), IoResult::Ok());
+    std::vector<Extent> extents;
+    EXPECT_EQ(co_await channel.Extents(0, 16 * kMiB, &extents), IoResult::Ok());
+    EXPECT_EQ(extents, (std::vector<Extent>{{12 * kMiB, false, true}, {4 * kMiB, true, false}}));
+    EXPECT_TRUE(device->Resize(8 * kMiB).ok());
+    EXPECT_TRUE(device->Resize(16 * kMiB).ok());
+    extents.clear();
+    EXPECT_EQ(co_await channel.Extents(0, 16 * kMiB, &extents), IoResult::Ok());
+    EXPECT_EQ(extents, (std::vector<Extent>{{16 * kMiB, false, true}}));
+  });
+}
+
+// True where some of the file is in the page cache alone: ext4, xfs and btrfs choose its place on the disk
+// when it is written there, and say so. A file system that chooses earlier never says it.
+bool HasUnwrittenData(const std::string& path) {
+  constexpr uint32_t kMost = 64;
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  EXPECT_TRUE(fd);
+  std::vector<uint64_t> space((sizeof(fiemap) + kMost * sizeof(fiemap_extent)) / sizeof(uint64_t));
+  auto* map = reinterpret_cast<fiemap*>(space.data());
+  map->fm_length = FIEMAP_MAX_OFFSET;
+  map->fm_extent_count = kMost;
+  if (ioctl(fd.get(), FS_IOC_FIEMAP, map) != 0) return false;
+  for (uint32_t i = 0; i < map->fm_mapped_extents; ++i) {
+    if ((map->fm_extents[i].fe_flags & FIEMAP_EXTENT_DELALLOC) != 0) return true;
+  }
+  return false;
+}
+
+// The disk itself is asked in tests/kernel:raw_disk_test.
+TEST_F(RawDeviceTest, WhatIsDurableHasLeftThePageCache) {
+  for (const CacheMode mode : {CacheMode::kWriteback, CacheMode::kWritethrough}) {
+    TemporaryImage image(DiskDirectory(), 16 * kMiB);
+    RawOptions options;
+    options.cache = mode;
+    std::shared_ptr<RawDevice> device = OpenOk(image.path(), options);
+    ASSERT_NE(device, nullptr);
+    OnChannel(*device, reactors_->at(0), [&](BlockChannel& channel) -> Task<void> {
+      const std::vector<uint8_t> ones(100'000, 1);
+      EXPECT_EQ(co_await channel.Write(0, ones, WriteFlags::kNone), IoResult::Ok());
+      if (mode == CacheMode::kWriteback) {
+        EXPECT_EQ(co_await channel.Flush(), IoResult::Ok());
+      }
+      EXPECT_FALSE(HasUnwrittenData(image.path())) << CacheName(mode) << ": a write, a flush";
+      EXPECT_EQ(co_await channel.Write(5 * kMiB + 1, ones, WriteFlags::kFua), IoResult::Ok());
+      EXPECT_FALSE(HasUnwrittenData(image.path())) << CacheName(mode) << ": a write with FUA";
+      // Its edges are written.
+      EXPECT_EQ(co_await channel.Zero(9 * kMiB + 1, 100'000, ZeroFlags::kFua), IoResult::Ok());
+      EXPECT_FALSE(HasUnwrittenData(image.path())) << CacheName(mode) << ": a zero with FUA";
+    });
+  }
 }
 
 TEST_F(RawDeviceTest, ManySmallExtentsComeInPieces) {
