@@ -1,0 +1,204 @@
+// Refcount blocks, L1 and L2 entries, the snapshot table.
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "image/qcow2/format/big_endian.h"
+#include "image/qcow2/format/cluster_entry.h"
+#include "image/qcow2/format/refcount_block.h"
+#include "image/qcow2/format/snapshot_table.h"
+
+namespace berth::qcow2 {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr uint64_t kCluster = 65'536;
+
+TEST(RefcountBlockTest, EveryOrderKeepsItsNeighbours) {
+  for (uint32_t order = 0; order <= kMaxRefcountOrder; ++order) {
+    std::vector<uint8_t> block(512);
+    const size_t entries = RefcountEntries(block.size(), order);
+    EXPECT_EQ(entries, 4096u >> order);
+    std::vector<uint64_t> expected(entries);
+    std::mt19937_64 random(order);
+    for (int i = 0; i < 5000; ++i) {
+      const size_t index = random() % entries;
+      expected[index] = random() & MaxRefcount(order);
+      SetRefcount(absl::MakeSpan(block), order, index, expected[index]);
+    }
+    for (size_t i = 0; i < entries; ++i) {
+      ASSERT_EQ(GetRefcount(block, order, i), expected[i]) << "order " << order << ", entry " << i;
+    }
+  }
+}
+
+TEST(RefcountBlockTest, IsLaidOutAsSpecified) {
+  std::vector<uint8_t> block(512);
+  SetRefcount(absl::MakeSpan(block), 0, 1, 1);
+  EXPECT_EQ(block[0], 2);
+  SetRefcount(absl::MakeSpan(block), 2, 3, 0xa);
+  EXPECT_EQ(block[1], 0xa0);
+  SetRefcount(absl::MakeSpan(block), 4, 5, 0x1234);
+  EXPECT_EQ(block[10], 0x12);
+  EXPECT_EQ(block[11], 0x34);
+}
+
+Header Layout(uint32_t version, uint32_t cluster_bits, uint64_t features) {
+  Header header;
+  header.version = version;
+  header.cluster_bits = cluster_bits;
+  header.incompatible_features = features;
+  return header;
+}
+
+UnitMapping Decode(const Header& header, uint64_t descriptor, uint64_t subclusters = 0, uint32_t unit = 0,
+                   uint64_t guest = 0) {
+  return DecodeUnit(EntryLayout(header), descriptor, subclusters, unit, guest);
+}
+
+TEST(ClusterEntryTest, L1Entries) {
+  const EntryLayout layout(Layout(3, 16, 0));
+  EXPECT_EQ(L2TableOffset(layout, 0), 0u);
+  EXPECT_EQ(L2TableOffset(layout, kCopied | 3 * kCluster), 3 * kCluster);
+  EXPECT_EQ(L2TableOffset(layout, 3 * kCluster + 512), std::nullopt);
+  EXPECT_EQ(L2TableOffset(layout, 3 * kCluster | 1), std::nullopt);
+  EXPECT_EQ(L2TableOffset(layout, 3 * kCluster | uint64_t{1} << 56), std::nullopt);
+}
+
+TEST(ClusterEntryTest, StandardEntries) {
+  const Header header = Layout(3, 16, 0);
+  EXPECT_EQ(Decode(header, 0).kind, RunKind::kUnallocated);
+  EXPECT_EQ(Decode(header, kReadsAsZero).kind, RunKind::kZero);
+  EXPECT_FALSE(Decode(header, kReadsAsZero).has_space);
+  EXPECT_EQ(Decode(header, kCopied | kCluster | kReadsAsZero).kind, RunKind::kZero);
+  EXPECT_TRUE(Decode(header, kCopied | kCluster | kReadsAsZero).has_space);
+  EXPECT_EQ(Decode(header, kCluster).kind, RunKind::kData);
+  EXPECT_EQ(Decode(header, kCopied | kCluster).host, kCluster);
+  for (const uint64_t bad : {uint64_t{2}, kCluster | 256, kCluster | uint64_t{1} << 56,
+                             kCluster | uint64_t{1} << 61, kCluster + 512, kCopied}) {
+    EXPECT_EQ(Decode(header, bad).kind, RunKind::kInvalid) << bad;
+  }
+  EXPECT_EQ(Decode(Layout(2, 16, 0), kReadsAsZero).kind, RunKind::kInvalid);
+}
+
+TEST(ClusterEntryTest, ExternalDataLiesWhereTheGuestSeesIt) {
+  const Header header = Layout(3, 16, kExternalDataFile);
+  EXPECT_EQ(Decode(header, kCopied).kind, RunKind::kData);
+  EXPECT_EQ(Decode(header, 0).kind, RunKind::kUnallocated);
+  EXPECT_EQ(Decode(header, kCopied | kCluster, 0, 0, kCluster).host, kCluster);
+  EXPECT_EQ(Decode(header, kCopied | kCluster, 0, 0, 2 * kCluster).kind, RunKind::kInvalid);
+  EXPECT_EQ(Decode(header, kCompressed | kCluster).kind, RunKind::kInvalid);
+}
+
+TEST(ClusterEntryTest, Subclusters) {
+  const Header header = Layout(3, 16, kExtendedL2);
+  const uint64_t bitmap = uint64_t{1} << 31 | uint64_t{1} << 32;  // The last has data, the first is zero.
+  EXPECT_EQ(Decode(header, kCluster, bitmap, 0).kind, RunKind::kZero);
+  EXPECT_TRUE(Decode(header, kCluster, bitmap, 0).has_space);
+  EXPECT_EQ(Decode(header, kCluster, bitmap, 1).kind, RunKind::kUnallocated);
+  EXPECT_EQ(Decode(header, kCluster, bitmap, 31).host, kCluster + 31 * 2048);
+  EXPECT_EQ(Decode(header, 0, uint64_t{1} << 32, 0).kind, RunKind::kZero);
+  EXPECT_FALSE(Decode(header, 0, uint64_t{1} << 32, 0).has_space);
+  EXPECT_EQ(Decode(header, 0, 1, 0).kind, RunKind::kInvalid);
+  EXPECT_EQ(Decode(header, kCluster, uint64_t{1} << 32 | 1, 0).kind, RunKind::kInvalid);
+  EXPECT_EQ(Decode(header, kCluster | kReadsAsZero, 0, 0).kind, RunKind::kInvalid);
+}
+
+TEST(ClusterEntryTest, CompressedEntries) {
+  for (uint32_t bits = kMinClusterBits; bits <= kMaxClusterBits; ++bits) {
+    const EntryLayout layout(Layout(3, bits, 0));
+    for (const uint64_t offset : {uint64_t{512}, uint64_t{1000}, (uint64_t{1} << 40) + 511}) {
+      for (const uint64_t length : {uint64_t{1}, uint64_t{511}, layout.cluster_size()}) {
+        const auto extent = DecodeCompressed(layout, EncodeCompressed(layout, offset, length));
+        ASSERT_TRUE(extent.has_value());
+        EXPECT_EQ(extent->offset, offset);
+        EXPECT_GE(extent->length, length);
+        EXPECT_LT(extent->length, length + 512);
+        EXPECT_EQ((extent->offset + extent->length) % 512, 0u);
+      }
+    }
+  }
+  // The offset's field reaches past bit 55 where clusters are small.
+  const EntryLayout small(Layout(3, 9, 0));
+  EXPECT_FALSE(DecodeCompressed(small, kCompressed | uint64_t{1} << 56).has_value());
+  EXPECT_FALSE(DecodeCompressed(small, kCompressed | kCopied | 512).has_value());
+}
+
+Header WithSnapshots(uint32_t count) {
+  Header header;
+  header.size = uint64_t{1} << 20;
+  header.snapshot_count = count;
+  return header;
+}
+
+std::vector<Snapshot> SampleSnapshots() {
+  Snapshot first;
+  first.id = "1";
+  first.name = "before the upgrade";
+  first.l1_table_offset = 3 * kCluster;
+  first.l1_size = 1;
+  first.date_seconds = 1'700'000'000;
+  first.date_nanoseconds = 5;
+  first.vm_clock_nanoseconds = 77;
+  first.vm_state_size = uint64_t{5} << 32;
+  first.disk_size = 1 << 20;
+  Snapshot second = first;
+  second.id = "2";
+  second.name = "1";
+  second.icount = 9;
+  second.unknown_extra = {1, 2, 3};
+  return {first, second};
+}
+
+TEST(SnapshotTableTest, EveryFieldComesBack) {
+  const std::vector<Snapshot> snapshots = SampleSnapshots();
+  const auto decoded = DecodeSnapshotTable(EncodeSnapshotTable(snapshots), WithSnapshots(2), 10 * kCluster);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_TRUE(*decoded == snapshots);
+}
+
+TEST(SnapshotTableTest, IsSearchedById) {
+  const std::vector<Snapshot> snapshots = SampleSnapshots();
+  EXPECT_EQ(FindSnapshot(snapshots, "1"), &snapshots[0]);
+  EXPECT_EQ(FindSnapshot(snapshots, "before the upgrade"), &snapshots[0]);
+  EXPECT_EQ(FindSnapshot(snapshots, "2"), &snapshots[1]);
+  EXPECT_EQ(FindSnapshot(snapshots, "3"), nullptr);
+}
+
+TEST(SnapshotTableTest, OldEntriesHaveNoDiskSize) {
+  std::vector<Snapshot> snapshots = {SampleSnapshots()[0]};
+  snapshots[0].disk_size.reset();
+  const std::vector<uint8_t> table = EncodeSnapshotTable(snapshots);
+  Header header = WithSnapshots(1);
+  EXPECT_THAT(std::string(DecodeSnapshotTable(table, header, 10 * kCluster).status().message()),
+              HasSubstr("8 bytes of extra data"));
+  header.version = 2;
+  const auto decoded = DecodeSnapshotTable(table, header, 10 * kCluster);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_TRUE(*decoded == snapshots);
+}
+
+TEST(SnapshotTableTest, BrokenEntriesAreNamed) {
+  const std::vector<uint8_t> table = EncodeSnapshotTable(SampleSnapshots());
+  const auto error = [&](size_t at, uint64_t value) {
+    std::vector<uint8_t> bytes = table;
+    Store64(&bytes[at], value);
+    return std::string(DecodeSnapshotTable(bytes, WithSnapshots(2), 10 * kCluster).status().message());
+  };
+  EXPECT_THAT(error(0, 10 * kCluster), HasSubstr("L1 table of entry 0"));
+  EXPECT_THAT(error(0, 3 * kCluster + 1), HasSubstr("L1 table of entry 0"));
+  EXPECT_THAT(error(8, 0), HasSubstr("too few"));
+  EXPECT_THAT(error(8, uint64_t{0xffffffff} << 32), HasSubstr("4294967295 entries"));
+  EXPECT_THAT(error(8, 0x00000001'ffffffff), HasSubstr("ends behind the file"));
+  EXPECT_THAT(error(32, 0xffffffff), HasSubstr("bytes of extra data"));
+  for (size_t size = 0; size < table.size() - 8; ++size) {
+    const absl::Span<const uint8_t> cut = absl::MakeConstSpan(table).subspan(0, size);
+    EXPECT_FALSE(DecodeSnapshotTable(cut, WithSnapshots(2), 10 * kCluster).ok()) << size;
+  }
+}
+
+}  // namespace
+}  // namespace berth::qcow2
