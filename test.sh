@@ -64,18 +64,33 @@ check() {
   /usr/bin/python3 .ci/results.py check "$name" "$status" "$results/cases"
 }
 
-bazel_build() {
-  bazel build --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress "$@"
+# shipped KIND: labels of the rules of a kind that no test owns. The tests gain nothing from a build that does not run
+# them, and would take as long again.
+shipped() {
+  bazel query --noshow_progress "kind(\"$1\", //...) except attr(testonly, 1, //...)"
 }
 
-# shipped_build CONFIGURATION [TARGET...] builds what ships, and TARGETs; the tests gain nothing from a build without
-# running, and would take as long again.
-shipped_build() {
-  local configuration=$1 targets
-  shift
-  targets=$(bazel query --noshow_progress 'kind("cc_(library|binary) rule", //...) except attr(testonly, 1, //...)')
-  mapfile -t targets <<<"$targets"
-  bazel_build "--config=$configuration" "${targets[@]}" "$@"
+# build CONFIGURATION LABELS [LABEL...]
+build() {
+  local configuration=$1 labels
+  mapfile -t labels <<<"$2"
+  shift 2
+  bazel build --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress \
+    "--config=$configuration" "${labels[@]}" "$@"
+}
+
+# Every library, as clang is asked for its opinion on each.
+clang_build() {
+  local labels
+  labels=$(shipped 'cc_(library|binary) rule')
+  build clang "$labels"
+}
+
+# Programs alone: an optimized library would be compiled twice, for programs and for shared objects.
+opt_build() {
+  local labels
+  labels=$(shipped 'cc_binary rule')
+  build opt "$labels" //tests/bench
 }
 
 run_stage() {
@@ -94,8 +109,8 @@ run_stage() {
       ;;
     asan) bazel_tests asan --config=asan --build_tests_only --test_tag_filters=-vm,-no-asan "${sanitizer_options[@]}" "${sanitized[@]}" ;;
     tsan) bazel_tests tsan --config=tsan --build_tests_only --test_tag_filters=-vm,-no-tsan "${sanitizer_options[@]}" "${sanitized[@]}" ;;
-    clang) check clang-build shipped_build clang ;;
-    opt) check opt-build shipped_build opt //tests/bench ;;
+    clang) check clang-build clang_build ;;
+    opt) check opt-build opt_build ;;
   esac
 }
 
