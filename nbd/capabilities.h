@@ -11,7 +11,8 @@ namespace berth::nbd {
 
 // proto.md, "Transmission flags". The handshake tells the client, control/attachment tells the kernel, and
 // the session refuses what is not in it. Pure; any thread.
-uint16_t TransmissionFlags(const Export& served, ReplyStyle reply_style);
+// `has_contexts`: the client selected a metadata context.
+uint16_t TransmissionFlags(const Export& served, ReplyStyle reply_style, bool has_contexts = false);
 
 }  // namespace berth::nbd
 

@@ -41,12 +41,12 @@ BlockTraits Plain() {
 }
 
 uint16_t Flags(const BlockTraits& traits, bool multi_connection = false, bool read_only = false,
-               ReplyStyle style = ReplyStyle::kSimple) {
+               ReplyStyle style = ReplyStyle::kSimple, bool has_contexts = false) {
   Export served;
   served.device = std::make_shared<Described>(traits);
   served.multi_connection = multi_connection;
   served.read_only = read_only;
-  return TransmissionFlags(served, style);
+  return TransmissionFlags(served, style, has_contexts);
 }
 
 TEST(CapabilitiesTest, NothingIsPromisedThatTheDeviceDoesNotSay) {
@@ -82,6 +82,16 @@ TEST(CapabilitiesTest, ReadOnlyByTheExportOrByTheDevice) {
 
 TEST(CapabilitiesTest, DontFragmentNeedsStructuredReplies) {
   EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kStructured), kWritable | kDf);
+}
+
+// "NBD_FLAG_BLOCK_STATUS_PAYLOAD": with extended headers and a context.
+TEST(CapabilitiesTest, StatusPayloadNeedsExtendedHeadersAndAContext) {
+  constexpr uint16_t kStatusPayload = 0x1000;
+  EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kExtended), kWritable | kDf);
+  EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kStructured, true), kWritable | kDf);
+  EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kExtended, true), kWritable | kDf | kStatusPayload);
+  EXPECT_EQ(Flags(Plain(), false, true, ReplyStyle::kExtended, true),
+            kReadable | kReadOnly | kDf | kStatusPayload);
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "image/io/monotonic_clock.h"
@@ -14,6 +13,10 @@ namespace {
 // Sending as soon as this much is ready keeps large payloads in the processor's cache between the copy out
 // of the image and the copy into the socket.
 constexpr size_t kFlushBytes = size_t{256} << 10;
+
+// A zero or a discard of more than a compact request can say is done piece by piece, so that a server that
+// stops waits for one.
+constexpr uint64_t kPieceBytes = uint64_t{4} << 30;
 
 bool OperationOf(Command command, Operation* operation) {
   switch (command) {
@@ -53,29 +56,33 @@ ZeroFlags ZeroFlagsOf(uint16_t command_flags) {
   return flags;
 }
 
-ExtentDescriptor DescriptorOf(const Extent& extent) {
+// "base:allocation metadata context".
+uint32_t StatusOf(const Extent& extent) {
   uint32_t status = 0;
   if (!extent.allocated) status |= kStateHole;
   if (extent.zero) status |= kStateZero;
-  return {extent.length, status};
+  return status;
 }
 
 }  // namespace
 
-Executor::Executor(Reactor& reactor, BlockChannel& channel, const Negotiated& negotiated,
+Executor::Executor(Reactor& reactor, SessionChannels& channels, const Negotiated& negotiated,
                    Transport& transport, const FlightLimits& limits, absl::AnyInvocable<void()> on_sent)
     : reactor_(reactor),
-      channel_(channel),
+      channels_(channels),
+      channel_(*channels.block),
       negotiated_(negotiated),
       limits_(limits),
       observer_(negotiated.served->observer.get()),
       pool_(BufferPool::OfThisThread()),
       on_sent_(std::move(on_sent)),
       gate_(reactor),
-      replies_(transport, gate_, [this](size_t replies) {
-        requests_in_flight_ -= replies;
-        on_sent_();
-      }) {}
+      replies_(transport, gate_,
+               [this](size_t replies) {
+                 requests_in_flight_ -= replies;
+                 on_sent_();
+               }),
+      writer_(negotiated.reply_style, replies_) {}
 
 bool Executor::HasRoomFor(size_t bytes) const {
   if (requests_in_flight_ == 0) return true;
@@ -96,7 +103,7 @@ void Executor::EndBatch() {
 void Executor::Refuse(const Request& request, const Refusal& refusal) {
   ++requests_in_flight_;
   Observe(request, IoResult::Error(refusal.error), batch_started_);
-  AnswerError(request, refusal);
+  writer_.Failure(request, refusal);
   Answered();
 }
 
@@ -107,6 +114,11 @@ void Executor::Write(const Request& request, absl::Span<const uint8_t> data, Buf
   const bool fua = (request.flags & kCommandFlagFua) != 0;
   Run(request, channel_.Write(request.offset, data, fua ? WriteFlags::kFua : WriteFlags::kNone),
       std::move(owner));
+}
+
+void Executor::BlockStatus(const Request& request, ContextMask contexts) {
+  ++requests_in_flight_;
+  Spawn(ServeBlockStatus(request, contexts, batch_started_, gate_.Enter()));
 }
 
 void Executor::Serve(const Request& request) {
@@ -120,17 +132,17 @@ void Executor::Serve(const Request& request) {
     case Command::kFlush:
       return Run(request, channel_.Flush(), Buffer());
     case Command::kTrim:
-      if ((request.flags & kCommandFlagFua) != 0) {
-        return Run(request, DiscardAndFlush(request.offset, request.length), Buffer());
+      if ((request.flags & kCommandFlagFua) != 0 || request.length > kPieceBytes) {
+        return Run(request, DiscardInPieces(request), Buffer());
       }
       return Run(request, channel_.Discard(request.offset, request.length), Buffer());
     case Command::kCache:
       return Run(request, channel_.Prefetch(request.offset, request.length), Buffer());
     case Command::kWriteZeroes:
+      if (request.length > kPieceBytes) return Run(request, ZeroInPieces(request), Buffer());
       return Run(request, channel_.Zero(request.offset, request.length, ZeroFlagsOf(request.flags)),
                  Buffer());
     case Command::kBlockStatus:
-      return Spawn(ServeBlockStatus(request, batch_started_, gate_.Enter()));
     case Command::kWrite:
     case Command::kDisconnect:
     case Command::kResize:
@@ -162,99 +174,79 @@ Task<void> Executor::Await(Request request, Task<IoResult> task, Buffer buffer, 
   Finish(request, result, std::move(buffer), started);
 }
 
-Task<IoResult> Executor::DiscardAndFlush(uint64_t offset, uint64_t length) {
-  const IoResult discarded = co_await channel_.Discard(offset, length);
-  if (!discarded.ok()) co_return discarded;
+Task<IoResult> Executor::DiscardInPieces(Request request) {
+  for (uint64_t done = 0; done < request.length;) {
+    if (stopping_ && done > 0) co_return IoResult::Error(ESHUTDOWN);
+    const uint64_t piece = std::min(request.length - done, kPieceBytes);
+    const IoResult result = co_await channel_.Discard(request.offset + done, piece);
+    if (!result.ok()) co_return result;
+    done += piece;
+  }
+  if ((request.flags & kCommandFlagFua) == 0) co_return IoResult::Ok();
   co_return co_await channel_.Flush();
 }
 
-Task<void> Executor::ServeBlockStatus(Request request, int64_t started, Gate::Holder) {
-  std::vector<Extent> extents;
-  bytes_held_ += kBlockStatusBytes;
-  const IoResult result = co_await channel_.Extents(request.offset, request.length, &extents);
-  bytes_held_ -= kBlockStatusBytes;
-  if (!result.ok()) {
-    Finish(request, result, Buffer(), started);
-    co_return;
+Task<IoResult> Executor::ZeroInPieces(Request request) {
+  const ZeroFlags flags = ZeroFlagsOf(request.flags & static_cast<uint16_t>(~kCommandFlagFua));
+  for (uint64_t done = 0; done < request.length;) {
+    if (stopping_ && done > 0) co_return IoResult::Error(ESHUTDOWN);
+    const uint64_t piece = std::min(request.length - done, kPieceBytes);
+    const IoResult result = co_await channel_.Zero(request.offset + done, piece, flags);
+    if (!result.ok()) co_return result;
+    done += piece;
   }
+  if ((request.flags & kCommandFlagFua) == 0) co_return IoResult::Ok();
+  co_return co_await channel_.Flush();
+}
+
+// A chunk for each context, one after the other, so that only one context's extents are held at a time.
+Task<void> Executor::ServeBlockStatus(Request request, ContextMask contexts, int64_t started, Gate::Holder) {
+  bytes_held_ += BlockStatusBytes();
+  IoResult result = IoResult::Ok();
+  for (size_t i = 0; contexts != 0 && result.ok(); ++i) {
+    const ContextMask bit = ContextMask{1} << i;
+    if ((contexts & bit) == 0) continue;
+    contexts &= ~bit;
+    result = co_await AnswerContext(request, i, contexts == 0);
+  }
+  bytes_held_ -= BlockStatusBytes();
   Observe(request, result, started);
-  AnswerBlockStatus(request, extents);
+  if (!result.ok()) writer_.Failure(request, {result.error, "", {}});
   Answered();
+}
+
+Task<IoResult> Executor::AnswerContext(Request request, size_t context, bool last) {
+  std::vector<StatusExtent> extents;
+  const IoResult result = co_await LookUp(request, context, &extents);
+  if (!result.ok()) co_return result;
+  assert(!extents.empty() && extents.size() <= kMaxExtents);
+  if ((request.flags & kCommandFlagReqOne) != 0) extents.resize(1);
+  Buffer buffer = pool_.Allocate(writer_.BlockStatusBytes(extents.size()), &bytes_held_);
+  writer_.BlockStatus(request, negotiated_.contexts[context].id, extents, last, std::move(buffer));
+  co_return IoResult::Ok();
+}
+
+Task<IoResult> Executor::LookUp(Request request, size_t context, std::vector<StatusExtent>* extents) {
+  if (StatusChannel* const channel = channels_.contexts[context].get()) {
+    co_return co_await channel->Extents(request.offset, request.length, extents);
+  }
+  std::vector<Extent> allocation;
+  const IoResult result = co_await channel_.Extents(request.offset, request.length, &allocation);
+  extents->reserve(allocation.size());
+  for (const Extent& extent : allocation) extents->push_back({extent.length, StatusOf(extent)});
+  co_return result;
 }
 
 void Executor::Finish(const Request& request, IoResult result, Buffer payload, int64_t started) {
   Observe(request, result, started);
-  if (result.ok()) {
-    AnswerSuccess(request, std::move(payload));
+  if (!result.ok()) {
+    writer_.Failure(request, {result.error, "", {}});
+  } else if (request.command == Command::kRead) {
+    writer_.Data(request, std::move(payload));
   } else {
-    AnswerError(request, {result.error, "", {}});
+    writer_.Success(request);
   }
   Answered();
-}
-
-ChunkedReply Executor::ReplyTo(const Request& request) const {
-  return {negotiated_.reply_style, request.cookie, request.offset};
-}
-
-// One chunk a read. Holes as chunks of their own would be written here.
-void Executor::AnswerSuccess(const Request& request, Buffer payload) {
-  const uint64_t cookie = request.cookie;
-  if (request.command != Command::kRead) {
-    EncodeSimpleReply({Error::kNone, cookie},
-                      absl::MakeSpan(replies_.Add(kSimpleReplySize), kSimpleReplySize));
-    return;
-  }
-  const size_t length = static_cast<size_t>(request.length);
-  if (negotiated_.reply_style == ReplyStyle::kSimple) {
-    uint8_t* const header = replies_.Add(kSimpleReplySize, std::move(payload), length);
-    EncodeSimpleReply({Error::kNone, cookie}, absl::MakeSpan(header, kSimpleReplySize));
-  } else if (length == 0) {
-    const size_t size = ChunkHeaderSize(negotiated_.reply_style);
-    EncodeNoneChunk(ReplyTo(request), absl::MakeSpan(replies_.Add(size), size));
-  } else {
-    const size_t size = ChunkHeaderSize(negotiated_.reply_style) + kOffsetDataSize;
-    uint8_t* const header = replies_.Add(size, std::move(payload), length);
-    EncodeOffsetData(ReplyTo(request), kReplyFlagDone, request.offset, length, absl::MakeSpan(header, size));
-  }
-}
-
-void Executor::AnswerError(const Request& request, const Refusal& refusal) {
-  const bool fast_zero =
-      request.command == Command::kWriteZeroes && (request.flags & kCommandFlagFastZero) != 0;
-  const Error error = ErrorFromErrno(refusal.error, fast_zero);
-  if (negotiated_.reply_style == ReplyStyle::kSimple) {
-    EncodeSimpleReply({error, request.cookie},
-                      absl::MakeSpan(replies_.Add(kSimpleReplySize), kSimpleReplySize));
-    return;
-  }
-  uint8_t chunk[kMaxErrorChunkSize];
-  const size_t size = refusal.offset.has_value()
-                          ? EncodeErrorOffsetChunk(ReplyTo(request), error, refusal.message, *refusal.offset,
-                                                   absl::MakeSpan(chunk))
-                          : EncodeErrorChunk(ReplyTo(request), error, refusal.message, absl::MakeSpan(chunk));
-  memcpy(replies_.Add(size), chunk, size);
-}
-
-void Executor::AnswerBlockStatus(const Request& request, const std::vector<Extent>& extents) {
-  assert(!extents.empty() && extents.size() <= kMaxExtents);
-  const bool one = (request.flags & kCommandFlagReqOne) != 0;
-  const size_t count = one ? 1 : extents.size();
-  const ReplyStyle style = negotiated_.reply_style;
-  const size_t chunk_size =
-      ChunkHeaderSize(style) + BlockStatusSize(style) + count * ExtentDescriptorSize(style);
-  const size_t size = chunk_size * negotiated_.contexts.size();
-  Buffer payload = pool_.Allocate(size, &bytes_held_);
-  uint8_t* at = payload.data();
-  for (const MetaContext& context : negotiated_.contexts) {
-    const uint16_t flags = &context == &negotiated_.contexts.back() ? kReplyFlagDone : 0;
-    at += EncodeBlockStatus(ReplyTo(request), flags, context.id, static_cast<uint32_t>(count),
-                            absl::MakeSpan(at, chunk_size));
-    for (size_t i = 0; i < count; ++i) {
-      at += EncodeExtentDescriptor(style, DescriptorOf(extents[i]),
-                                   absl::MakeSpan(at, ExtentDescriptorSize(style)));
-    }
-  }
-  replies_.Add(0, std::move(payload), size);
 }
 
 void Executor::Observe(const Request& request, IoResult result, int64_t started) {

@@ -18,6 +18,7 @@
 #include "absl/types/span.h"
 #include "image/block/block_device.h"
 #include "image/block/extent.h"
+#include "image/block/status_context.h"
 #include "image/io/gate.h"
 #include "image/io/io_result.h"
 #include "image/io/reactor.h"
@@ -25,11 +26,23 @@
 #include "nbd/buffer_pool.h"
 #include "nbd/negotiated.h"
 #include "nbd/reply_queue.h"
+#include "nbd/reply_writer.h"
 #include "nbd/request_check.h"
 #include "nbd/transport.h"
 #include "nbd/wire.h"
 
 namespace berth::nbd {
+
+// What a session opened of its device.
+struct SessionChannels {
+  std::unique_ptr<BlockChannel> block;
+  // One for each of Negotiated::contexts; null for base:allocation, which `block` answers.
+  std::vector<std::unique_ptr<StatusChannel>> contexts;
+};
+
+// Which of Negotiated::contexts a BLOCK_STATUS is about: a bit for each.
+using ContextMask = uint32_t;
+static_assert(kMaxSelectedContexts <= 32);
 
 // What one connection may hold.
 struct FlightLimits {
@@ -39,12 +52,15 @@ struct FlightLimits {
 
 class Executor {
  public:
-  // What a BLOCK_STATUS is charged while the device looks.
-  static constexpr size_t kBlockStatusBytes = kMaxExtents * sizeof(Extent);
-
   // `on_sent` is called when replies have left, and there may be room for more requests.
-  Executor(Reactor& reactor, BlockChannel& channel, const Negotiated& negotiated, Transport& transport,
+  Executor(Reactor& reactor, SessionChannels& channels, const Negotiated& negotiated, Transport& transport,
            const FlightLimits& limits, absl::AnyInvocable<void()> on_sent);
+
+  // What a BLOCK_STATUS is charged while the device looks: one context's extents, and all chunks.
+  size_t BlockStatusBytes() const {
+    return kMaxExtents * (sizeof(Extent) + sizeof(StatusExtent)) +
+           negotiated_.contexts.size() * writer_.BlockStatusBytes(kMaxExtents);
+  }
 
   // Requests whose reply has not left yet.
   size_t requests_in_flight() const { return requests_in_flight_; }
@@ -67,8 +83,12 @@ class Executor {
   void Refuse(const Request& request, const Refusal& refusal);
   // `data` lies in `owner`, which is released on completion.
   void Write(const Request& request, absl::Span<const uint8_t> data, Buffer owner);
-  // Every command but WRITE and DISC.
+  // About some of the contexts; at least one.
+  void BlockStatus(const Request& request, ContextMask contexts);
+  // Every command but those above and DISC.
   void Serve(const Request& request);
+  // What is done piece by piece ends early, with ESHUTDOWN.
+  void BeginShutdown() { stopping_ = true; }
 
   // Returns when everything is answered, or dropped on a broken connection.
   auto Drain() { return gate_.Close(); }
@@ -91,20 +111,20 @@ class Executor {
   // Takes the result where it is there already, else waits for it in a coroutine.
   void Run(const Request& request, Task<IoResult> task, Buffer buffer);
   Task<void> Await(Request request, Task<IoResult> task, Buffer buffer, int64_t started, Gate::Holder holder);
-  Task<IoResult> DiscardAndFlush(uint64_t offset, uint64_t length);
-  Task<void> ServeBlockStatus(Request request, int64_t started, Gate::Holder holder);
+  Task<IoResult> DiscardInPieces(Request request);
+  Task<IoResult> ZeroInPieces(Request request);
+  Task<void> ServeBlockStatus(Request request, ContextMask contexts, int64_t started, Gate::Holder holder);
+  Task<IoResult> AnswerContext(Request request, size_t context, bool last);
+  Task<IoResult> LookUp(Request request, size_t context, std::vector<StatusExtent>* extents);
 
   void Finish(const Request& request, IoResult result, Buffer payload, int64_t started);
-  ChunkedReply ReplyTo(const Request& request) const;
-  void AnswerSuccess(const Request& request, Buffer payload);
-  void AnswerError(const Request& request, const Refusal& refusal);
-  void AnswerBlockStatus(const Request& request, const std::vector<Extent>& extents);
   void Observe(const Request& request, IoResult result, int64_t started);
   void Answered();
   Task<void> FlushAtEndOfTurn(Gate::Holder holder);
   void Flush();
 
   Reactor& reactor_;
+  SessionChannels& channels_;
   BlockChannel& channel_;
   const Negotiated& negotiated_;
   const FlightLimits limits_;
@@ -114,6 +134,7 @@ class Executor {
 
   size_t requests_in_flight_ = 0;
   size_t bytes_held_ = 0;
+  bool stopping_ = false;
   bool in_batch_ = false;
   bool flush_scheduled_ = false;
   size_t batch_bytes_ = 0;
@@ -121,6 +142,7 @@ class Executor {
   std::vector<Completion> completions_;  // Since the last flush; only for the observer.
   Gate gate_;
   ReplyQueue replies_;
+  ReplyWriter writer_;
 };
 
 }  // namespace berth::nbd

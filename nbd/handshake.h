@@ -8,7 +8,7 @@
 // The seam for TLS: NBD_OPT_STARTTLS is refused in HandleOption(). Once there is a transport that can do it,
 // the option ends in a third outcome beside negotiated and closed, "upgrade": the owner wraps the socket and
 // goes on with a fresh Handshake that skips the greeting, as no negotiated state may survive
-// (NBD_OPT_STARTTLS). The seam for extended headers: another ReplyStyle, chosen where kStructured is.
+// (NBD_OPT_STARTTLS).
 //
 // Memory is bounded by HandshakeOptions::max_option_length and some 64 KiB of replies: a client that asks and
 // does not listen is not read from, and a list of exports is written as it is sent.
@@ -105,6 +105,8 @@ class Handshake {
     std::string error;  // For the client, where there is none.
   };
   Found FindExport(absl::string_view name) const;
+  // The client selected contexts, and of this export.
+  bool HasContexts(const Export& served) const;
   void FinishWith(std::shared_ptr<const Export> served);
   void ContinueList();
 

@@ -37,11 +37,12 @@ inline constexpr uint32_t kExportNameOption = 1, kAbortOption = 2, kListOption =
 // "Option reply types".
 inline constexpr uint32_t kAck = 1, kServer = 2, kInfo = 3, kMeta = 4, kUnsup = 0x80000001,
                           kPolicy = 0x80000002, kInvalid = 0x80000003, kUnknown = 0x80000006,
-                          kShutdown = 0x80000007, kTooBig = 0x80000009;
+                          kShutdown = 0x80000007, kBlockSizeReqd = 0x80000008, kTooBig = 0x80000009,
+                          kExtHeaderReqd = 0x8000000a;
 inline constexpr uint64_t kSize = 1 << 20;
 // Has flags, flush, FUA, write zeroes, cache; and what NullDevice adds: trim, fast zero.
 inline constexpr uint16_t kFlags = 0x0001 | 0x0004 | 0x0008 | 0x0040 | 0x0400;
-inline constexpr uint16_t kDfFlag = 0x0080;
+inline constexpr uint16_t kDfFlag = 0x0080, kStatusPayloadFlag = 0x1000;
 
 inline std::string Opt(uint32_t option, absl::string_view data = "") {
   return "IHAVEOPT" + U32(option) + Counted(data);

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "nbd/capabilities.h"
+#include "nbd/context_selection.h"
 #include "nbd/handshake.h"
 #include "nbd/protocol_string.h"
 
@@ -54,7 +55,7 @@ void Handshake::HandleIgnoredOption() {
         absl::StrCat("the option has ", option_.length, " bytes, of at most ", options_.max_option_length));
   }
   const bool known = option_.option == Option::kList || option_.option == Option::kStartTls ||
-                     option_.option == Option::kStructuredReply;
+                     option_.option == Option::kStructuredReply || option_.option == Option::kExtendedHeaders;
   if (known && option_.length > 0) {
     return ReplyError(OptionReply::kErrInvalid,
                       absl::StrCat("the option takes no data, and there were ", option_.length, " bytes"));
@@ -65,7 +66,14 @@ void Handshake::HandleIgnoredOption() {
       list_started_ = false;
       return ContinueList();
     case Option::kStructuredReply:
+      if (negotiated_.reply_style == ReplyStyle::kExtended) {
+        return ReplyError(OptionReply::kErrExtHeaderReqd,
+                          "extended headers were negotiated, and take the place of structured replies");
+      }
       negotiated_.reply_style = ReplyStyle::kStructured;
+      return ReplyHeader(OptionReply::kAck, 0);
+    case Option::kExtendedHeaders:
+      negotiated_.reply_style = ReplyStyle::kExtended;
       return ReplyHeader(OptionReply::kAck, 0);
     case Option::kStartTls:  // "NOTLS mode".
       return ReplyError(OptionReply::kErrUnsup, "this server does not offer TLS");
@@ -95,6 +103,10 @@ Handshake::Found Handshake::FindExport(absl::string_view name) const {
 
 // NBD_OPT_EXPORT_NAME, which knows no errors: "the server MUST terminate the session".
 void Handshake::HandleExportName() {
+  // "Once extended headers are successfully requested, a client MUST NOT use NBD_OPT_EXPORT_NAME."
+  if (negotiated_.reply_style == ReplyStyle::kExtended) {
+    return Close(absl::InvalidArgumentError("NBD_OPT_EXPORT_NAME after NBD_OPT_EXTENDED_HEADERS"));
+  }
   const absl::string_view name = Text(input_);
   if (absl::Status status = CheckExportName(name); !status.ok()) return Close(std::move(status));
   Found found = FindExport(name);
@@ -134,34 +146,42 @@ void Handshake::HandleMetaContext() {
   const bool set = option_.option == Option::kSetMetaContext;
   if (set && negotiated_.reply_style == ReplyStyle::kSimple) {
     return ReplyError(OptionReply::kErrInvalid,
-                      "metadata contexts need structured replies; negotiate them first");
+                      "metadata contexts need structured replies or extended headers; negotiate them first");
   }
   absl::StatusOr<MetaContextRequest> request = ParseMetaContextRequest(input_);
   if (!request.ok()) return ReplyError(ReplyFor(request.status()), request.status().message());
   Found found = FindExport(request->name);
   if (found.served == nullptr) return ReplyError(OptionReply::kErrUnknown, found.error);
 
-  // There is one context. In a list an empty leaf name, or no query at all, asks for every one ("The `base:`
-  // metadata namespace"); other names and other namespaces are ignored.
-  const bool all = !set && request->queries.empty();
-  const bool selected =
-      std::any_of(request->queries.begin(), request->queries.end(), [set](absl::string_view query) {
-        return query == kBaseAllocation || (!set && query == kBaseNamespace);
-      });
-  if (all || selected) {
-    // In a list the ID is reserved, and 0.
-    const MetaContext context = {.id = set ? 1u : 0u, .name = kBaseAllocation};
-    ReplyHeader(OptionReply::kMetaContext, 4 + context.name.size());
-    Store32(Append(4), context.id);
-    AppendText(context.name);
-    if (set) contexts_.push_back(context);
+  ContextSelection selection = SelectContexts(OfferedContexts(*found.served), *request, set,
+                                              negotiated_.reply_style == ReplyStyle::kExtended);
+  if (!selection.too_wide.empty()) {
+    return ReplyError(OptionReply::kErrExtHeaderReqd,
+                      absl::StrCat("metadata context ", Quoted(selection.too_wide),
+                                   " has more than 32 bits; negotiate extended headers first"));
   }
-  if (set) contexts_export_ = found.served->name;
+  if (set && selection.contexts.size() > kMaxSelectedContexts) {
+    return ReplyError(OptionReply::kErrTooBig,
+                      absl::StrCat("at most ", kMaxSelectedContexts, " metadata contexts can be selected"));
+  }
+  for (const MetaContext& context : selection.contexts) {
+    ReplyHeader(OptionReply::kMetaContext, 4 + context.name.size());
+    Store32(Append(4), set ? context.id : 0);  // In a list the ID is reserved.
+    AppendText(context.name);
+  }
+  if (set) {
+    contexts_ = std::move(selection.contexts);
+    contexts_export_ = found.served->name;
+  }
   ReplyHeader(OptionReply::kAck, 0);
 }
 
+bool Handshake::HasContexts(const Export& served) const {
+  return !contexts_.empty() && contexts_export_ == served.name;
+}
+
 void Handshake::FinishWith(std::shared_ptr<const Export> served) {
-  if (contexts_export_ == served->name) negotiated_.contexts = std::move(contexts_);
+  if (HasContexts(*served)) negotiated_.contexts = std::move(contexts_);
   negotiated_.served = std::move(served);
   phase_ = Phase::kNegotiated;
 }
@@ -192,9 +212,10 @@ void Handshake::ContinueList() {
 
 void Handshake::ReplyInfo(const Export& served, const InfoRequest& request) {
   ReplyHeader(OptionReply::kInfo, kInfoExportSize);
-  EncodeInfoExport({.size = served.device->size(),
-                    .transmission_flags = TransmissionFlags(served, negotiated_.reply_style)},
-                   absl::MakeSpan(Append(kInfoExportSize), kInfoExportSize));
+  EncodeInfoExport(
+      {.size = served.device->size(),
+       .transmission_flags = TransmissionFlags(served, negotiated_.reply_style, HasContexts(served))},
+      absl::MakeSpan(Append(kInfoExportSize), kInfoExportSize));
   if (request.wants_name) ReplyInfoText(InfoType::kName, served.name);
   if (request.wants_description && !served.description.empty()) {
     ReplyInfoText(InfoType::kDescription, CutAtCharacter(served.description, kMaxStringSize));

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "image/block/status_context.h"
 #include "nbd/export.h"
 #include "nbd/wire.h"
 
@@ -16,9 +17,13 @@ namespace berth::nbd {
 struct MetaContext {
   uint32_t id = 0;   // Names the context in NBD_REPLY_TYPE_BLOCK_STATUS; unique in its connection.
   std::string name;  // "base:allocation".
+  std::shared_ptr<StatusContext> source = nullptr;  // Null for base:allocation, which every device has.
 
   bool operator==(const MetaContext&) const = default;
 };
+
+// The most that a client may select.
+inline constexpr size_t kMaxSelectedContexts = 32;
 
 inline constexpr char kBaseAllocation[] = "base:allocation";
 

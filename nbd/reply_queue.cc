@@ -16,18 +16,28 @@ constexpr size_t kVectorsInFrame = 64;
 }  // namespace
 
 uint8_t* ReplyQueue::Add(size_t header_size, Buffer payload, size_t payload_size) {
+  const uint8_t* const data = payload ? payload.data() : nullptr;
+  return AddLast(header_size, data, payload_size, std::move(payload));
+}
+
+uint8_t* ReplyQueue::AddLast(size_t header_size, const uint8_t* data, size_t payload_size, Buffer owner) {
+  ++collected_.replies;
+  return AddPart(header_size, data, payload_size, std::move(owner));
+}
+
+uint8_t* ReplyQueue::AddPart(size_t header_size, const uint8_t* data, size_t payload_size, Buffer owner) {
   Batch& batch = collected_;
   const size_t at = batch.headers.size();
   batch.headers.resize(at + header_size);
-  ++batch.replies;
   collected_bytes_ += header_size + payload_size;
   if (!batch.pieces.empty() && batch.pieces.back().payload_size == 0) {
     Piece& last = batch.pieces.back();
     last.header_size += header_size;
     last.payload_size = payload_size;
-    last.payload = std::move(payload);
+    last.data = data;
+    last.owner = std::move(owner);
   } else {
-    batch.pieces.push_back({header_size, payload_size, std::move(payload)});
+    batch.pieces.push_back({header_size, payload_size, data, std::move(owner)});
   }
   return batch.headers.data() + at;
 }
@@ -43,7 +53,7 @@ size_t ReplyQueue::Batch::FillVectors(absl::Span<iovec> vectors) const {
     }
     const size_t payload_skip = skip - std::min(skip, piece.header_size);
     if (payload_skip < piece.payload_size) {
-      vectors[count++] = {piece.payload.data() + payload_skip, piece.payload_size - payload_skip};
+      vectors[count++] = {const_cast<uint8_t*>(piece.data) + payload_skip, piece.payload_size - payload_skip};
     }
     header += piece.header_size;
     skip = 0;
@@ -59,7 +69,7 @@ void ReplyQueue::Batch::Advance(size_t bytes) {
     if (piece_offset < size) return;
     piece_offset -= size;
     header_offset += piece.header_size;
-    piece.payload = Buffer();
+    piece.owner = Buffer();
     ++next_piece;
   }
 }
@@ -71,7 +81,7 @@ void ReplyQueue::Batch::Clear() {
 }
 
 void ReplyQueue::Flush() {
-  while (!waiting_ && collected_.replies > 0) {
+  while (!waiting_ && !collected_.pieces.empty()) {
     std::swap(collected_, leaving_);
     collected_bytes_ = 0;
     if (error_ == 0 && !SendWithoutWaiting()) {
@@ -128,7 +138,7 @@ void ReplyQueue::FinishBatch() {
 }
 
 void ReplyQueue::ShrinkToIdle() {
-  if (collected_.replies == 0) collected_ = Batch();
+  if (collected_.pieces.empty()) collected_ = Batch();
   if (!waiting_) leaving_ = Batch();
 }
 

@@ -30,10 +30,16 @@ class ReplyQueue {
   ReplyQueue(Transport& transport, Gate& gate, absl::AnyInvocable<void(size_t)> on_sent)
       : transport_(transport), gate_(gate), on_sent_(std::move(on_sent)) {}
 
-  // Adds a reply with a header of `header_size` bytes, to be written where the result points before the next
-  // call, and `payload_size` bytes of `payload`, which the queue holds until they are sent.
+  // Adds the last or only part of a reply, with a header of `header_size` bytes, to be written where the
+  // result points before the next call, and `payload_size` bytes of `payload`, which the queue holds until
+  // they are sent.
   uint8_t* Add(size_t header_size) { return Add(header_size, Buffer(), 0); }
   uint8_t* Add(size_t header_size, Buffer payload, size_t payload_size);
+  // Adds a part of a reply of which more will follow. The payload, `payload_size` bytes at `data`, lies in
+  // `owner`; other parts may share it. What is added in between may be sent in between.
+  uint8_t* AddPart(size_t header_size, const uint8_t* data, size_t payload_size, Buffer owner);
+  // The last or only part, with a payload as AddPart().
+  uint8_t* AddLast(size_t header_size, const uint8_t* data, size_t payload_size, Buffer owner);
 
   // Sends what was added.
   void Flush();
@@ -50,7 +56,8 @@ class ReplyQueue {
   struct Piece {
     size_t header_size;
     size_t payload_size;
-    Buffer payload;
+    const uint8_t* data;
+    Buffer owner;  // Of the payload.
   };
   struct Batch {
     std::vector<uint8_t> headers;

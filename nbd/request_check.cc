@@ -5,6 +5,8 @@
 namespace berth::nbd {
 namespace {
 
+constexpr uint64_t kMaxSlowZeroes = uint64_t{4} << 30;
+
 // What stands in the specification about one command.
 struct Rule {
   uint16_t needed_flag = 0;    // The transmission flag that exposes it.
@@ -19,7 +21,7 @@ Rule RuleFor(const Request& request) {
     case Command::kRead:
       return {.command_flags = kCommandFlagDf, .has_payload = true};
     case Command::kWrite:
-      return {.writes = true, .has_payload = true};
+      return {.command_flags = kCommandFlagPayloadLen, .writes = true, .has_payload = true};
     case Command::kFlush:
       return {.needed_flag = kFlagSendFlush};
     case Command::kTrim:
@@ -31,7 +33,7 @@ Rule RuleFor(const Request& request) {
               .command_flags = kCommandFlagNoHole | kCommandFlagFastZero,
               .writes = true};
     case Command::kBlockStatus:
-      return {.command_flags = kCommandFlagReqOne};
+      return {.command_flags = kCommandFlagReqOne | kCommandFlagPayloadLen};
     case Command::kDisconnect:
     case Command::kResize:
       break;
@@ -39,8 +41,13 @@ Rule RuleFor(const Request& request) {
   return {.known = false};
 }
 
-uint16_t AllowedFlags(const Rule& rule, uint16_t transmission_flags) {
+uint16_t AllowedFlags(const Request& request, const Rule& rule, const RequestBounds& bounds) {
+  const uint16_t transmission_flags = bounds.transmission_flags;
+  const bool payload = request.command == Command::kWrite
+                           ? bounds.reply_style == ReplyStyle::kExtended
+                           : (transmission_flags & kFlagBlockStatusPayload) != 0;
   uint16_t allowed = rule.command_flags;
+  if (!payload) allowed &= static_cast<uint16_t>(~kCommandFlagPayloadLen);
   if ((transmission_flags & kFlagSendFua) != 0) allowed |= kCommandFlagFua;
   if ((transmission_flags & kFlagSendDf) == 0) allowed &= static_cast<uint16_t>(~kCommandFlagDf);
   if ((transmission_flags & kFlagSendFastZero) == 0) allowed &= static_cast<uint16_t>(~kCommandFlagFastZero);
@@ -58,6 +65,12 @@ Refusal CheckRange(const Request& request, const Rule& rule, const RequestBounds
 
 }  // namespace
 
+uint64_t PayloadLength(const Request& request, ReplyStyle style) {
+  const bool has_payload = style == ReplyStyle::kExtended ? (request.flags & kCommandFlagPayloadLen) != 0
+                                                          : request.command == Command::kWrite;
+  return has_payload ? request.length : 0;
+}
+
 Refusal CheckRequest(const Request& request, const RequestBounds& bounds) {
   if (bounds.stopping) return {ESHUTDOWN, "the server is shutting down", {}};
   const Rule rule = RuleFor(request);
@@ -68,8 +81,12 @@ Refusal CheckRequest(const Request& request, const RequestBounds& bounds) {
   if ((rule.needed_flag & ~bounds.transmission_flags) != 0) {
     return {EINVAL, "the export does not offer this command", {}};
   }
-  if ((request.flags & ~AllowedFlags(rule, bounds.transmission_flags)) != 0) {
+  if ((request.flags & ~AllowedFlags(request, rule, bounds)) != 0) {
     return {EINVAL, "a command flag is unknown, or not for this command", {}};
+  }
+  const bool payload_flag = (request.flags & kCommandFlagPayloadLen) != 0;
+  if (bounds.reply_style == ReplyStyle::kExtended && request.command == Command::kWrite && !payload_flag) {
+    return {EINVAL, "a write without the flag that says it has a payload", {}};
   }
   if (request.command == Command::kFlush) {
     if (request.offset == 0 && request.length == 0) return {};
@@ -77,12 +94,18 @@ Refusal CheckRequest(const Request& request, const RequestBounds& bounds) {
   }
   if (request.command == Command::kBlockStatus) {
     if (!bounds.has_contexts) return {EINVAL, "no metadata context was selected", {}};
+    if (payload_flag) return {};
     if (request.length == 0) return {EINVAL, "a block status of no bytes", {}};
   }
   if (rule.has_payload && request.length > kMaxPayload) {
     // NBD_CMD_READ: a client with structured replies knows EOVERFLOW and tries again with less.
     const bool overflow = request.command == Command::kRead && bounds.reply_style != ReplyStyle::kSimple;
     return {overflow ? EOVERFLOW : EINVAL, "more than 32 MiB in one request", {}};
+  }
+  // "Size constraints": what is no faster than writing is not done for more than a compact request can say.
+  if (request.command == Command::kWriteZeroes && request.length > kMaxSlowZeroes &&
+      (bounds.transmission_flags & kFlagSendFastZero) == 0) {
+    return {EOVERFLOW, "zeroes are not fast here: at most 4 GiB in one request", {}};
   }
   return CheckRange(request, rule, bounds);
 }

@@ -29,9 +29,14 @@ struct Refusal {
   explicit operator bool() const { return error != 0; }
 };
 
+// The bytes that follow a request's header, in either style of headers: those of a WRITE, or of any command
+// with NBD_CMD_FLAG_PAYLOAD_LEN in an extended one ("Request message").
+uint64_t PayloadLength(const Request& request, ReplyStyle style);
+
 // proto.md, "Request types", "Command flags", "Error values". Where the specification leaves a length of 0
 // open: success without effect, except for BLOCK_STATUS, whose reply cannot be empty. A range may then end
-// at the device's end but not lie past it. Not for NBD_CMD_DISC, which has no reply. Pure.
+// at the device's end but not lie past it. Of a BLOCK_STATUS with a payload, where the range's length is, all
+// but the range is checked. Not for NBD_CMD_DISC, which has no reply. Pure.
 Refusal CheckRequest(const Request& request, const RequestBounds& bounds);
 
 }  // namespace berth::nbd

@@ -76,6 +76,27 @@ TEST(RequestCheckTest, PayloadsAreLimitedAndEffectsAreNot) {
   EXPECT_EQ(Check(Command::kCache, 0, 0xffffffff), 0);
 }
 
+// "Size constraints": a zero that is no faster than writing is limited to what a compact request can say.
+TEST(RequestCheckTest, LongZeroesHaveToBeFast) {
+  constexpr uint64_t kFourGibibytes = uint64_t{1} << 32;
+  EXPECT_EQ(Check(Command::kWriteZeroes, 0, kFourGibibytes + 1), 0);
+  const RequestBounds slow = Bounds(kEverything & ~kFlagSendFastZero);
+  EXPECT_EQ(Check(Command::kWriteZeroes, 0, kFourGibibytes, 0, slow), 0);
+  EXPECT_EQ(Check(Command::kWriteZeroes, 0, kFourGibibytes + 1, 0, slow), EOVERFLOW);
+  EXPECT_EQ(Check(Command::kTrim, 0, kFourGibibytes + 1, 0, slow), 0);
+}
+
+// "Request message": what follows a header.
+TEST(RequestCheckTest, Payloads) {
+  const Request write = {0, Command::kWrite, 1, 0, 512};
+  const Request flagged = {kCommandFlagPayloadLen, Command::kRead, 1, 0, 512};
+  EXPECT_EQ(PayloadLength(write, ReplyStyle::kSimple), 512u);
+  EXPECT_EQ(PayloadLength(write, ReplyStyle::kStructured), 512u);
+  EXPECT_EQ(PayloadLength(write, ReplyStyle::kExtended), 0u);
+  EXPECT_EQ(PayloadLength(flagged, ReplyStyle::kStructured), 0u);
+  EXPECT_EQ(PayloadLength(flagged, ReplyStyle::kExtended), 512u);
+}
+
 TEST(RequestCheckTest, EachCommandHasItsFlags) {
   const struct {
     Command command;

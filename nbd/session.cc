@@ -18,15 +18,15 @@ class RunningSession final : public Session, public std::enable_shared_from_this
 
   // On the reactor's thread.
   void Begin(std::unique_ptr<Transport> transport, Negotiated negotiated, const SessionOptions& options) {
-    absl::StatusOr<std::unique_ptr<BlockChannel>> channel = negotiated.served->device->OpenChannel(reactor_);
-    if (!channel.ok()) {
+    absl::StatusOr<SessionChannels> channels = OpenChannels(negotiated);
+    if (!channels.ok()) {
       transport.reset();
       negotiated = Negotiated();
-      End(channel.status());
+      End(channels.status());
       return;
     }
     transmission_ = Transmission::Start(
-        reactor_, std::move(transport), std::move(negotiated), *std::move(channel), options,
+        reactor_, std::move(transport), std::move(negotiated), *std::move(channels), options,
         [self = shared_from_this()](absl::Status reason) { self->End(std::move(reason)); });
   }
 
@@ -39,6 +39,21 @@ class RunningSession final : public Session, public std::enable_shared_from_this
   }
 
  private:
+  absl::StatusOr<SessionChannels> OpenChannels(const Negotiated& negotiated) {
+    absl::StatusOr<std::unique_ptr<BlockChannel>> block = negotiated.served->device->OpenChannel(reactor_);
+    if (!block.ok()) return block.status();
+    SessionChannels channels;
+    channels.block = *std::move(block);
+    for (const MetaContext& context : negotiated.contexts) {
+      channels.contexts.emplace_back();
+      if (context.source == nullptr) continue;
+      absl::StatusOr<std::unique_ptr<StatusChannel>> opened = context.source->Open(reactor_);
+      if (!opened.ok()) return opened.status();
+      channels.contexts.back() = *std::move(opened);
+    }
+    return channels;
+  }
+
   void Call(void (Transmission::*function)()) {
     MutexLock lock(&mutex_);
     // The reactor may be gone after the end.

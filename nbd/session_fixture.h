@@ -57,6 +57,7 @@ class SessionTest : public testing::Test {
     RawClient::MakePair(&client, &server, socket_buffer);
     client_ = std::make_unique<RawClient>(std::move(client));
     Start(std::move(server));
+    if (negotiated_.reply_style != ReplyStyle::kSimple) client_->SetStyle(negotiated_.reply_style);
   }
   void Start(UniqueFd server) {
     negotiated_.served = export_;
@@ -65,8 +66,8 @@ class SessionTest : public testing::Test {
     session_ = StartSession(pool_->at(0), MakePlainTransport(pool_->at(0), std::move(server)), negotiated_,
                             options_, [ended] { ended->set_value(); });
   }
-  void UseStructuredReplies() {
-    negotiated_.reply_style = ReplyStyle::kStructured;
+  void UseStructuredReplies(ReplyStyle style = ReplyStyle::kStructured) {
+    negotiated_.reply_style = style;
     negotiated_.contexts = {{7, kBaseAllocation}};
   }
 
@@ -93,6 +94,17 @@ class SessionTest : public testing::Test {
     const SimpleReply reply = client_->ReceiveSimple();
     EXPECT_EQ(reply.cookie, cookie);
     return reply.error;
+  }
+  // The same where replies are chunks: the first chunk of the reply, which has to be the only one.
+  RawClient::Chunk AskChunk(Command command, uint64_t offset, uint64_t length, uint16_t flags = 0,
+                            absl::Span<const uint8_t> payload = {}) {
+    const uint64_t cookie = next_cookie_++;
+    EXPECT_TRUE(client_->Send({flags, command, cookie, offset, length}, payload));
+    RawClient::Chunk chunk = client_->ReceiveChunk();
+    EXPECT_EQ(chunk.header.cookie, cookie);
+    EXPECT_EQ(chunk.header.offset, negotiated_.reply_style == ReplyStyle::kExtended ? offset : 0);
+    EXPECT_TRUE(chunk.done());
+    return chunk;
   }
   Error Write(uint64_t offset, const std::vector<uint8_t>& data, uint16_t flags = 0) {
     return Ask(Command::kWrite, offset, data.size(), flags, data);

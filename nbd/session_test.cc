@@ -285,14 +285,6 @@ class SessionStructuredTest : public SessionTest {
     SessionTest::SetUp();
     UseStructuredReplies();
   }
-  RawClient::Chunk AskChunk(Command command, uint64_t offset, uint64_t length, uint16_t flags = 0) {
-    const uint64_t cookie = next_cookie_++;
-    EXPECT_TRUE(client_->Send({flags, command, cookie, offset, length}));
-    RawClient::Chunk chunk = client_->ReceiveChunk();
-    EXPECT_EQ(chunk.header.cookie, cookie);
-    EXPECT_TRUE(chunk.done());
-    return chunk;
-  }
 };
 
 TEST_F(SessionStructuredTest, AReadIsOneChunkOfData) {

@@ -24,17 +24,20 @@ constexpr size_t kWorthGivingBack = size_t{64} << 10;
 // So much payload is moved before others on the reactor get their turn.
 constexpr size_t kTurnBytes = size_t{4} << 20;
 
-// A refused payload up to this size is read past; more is an attack ("Size constraints": up to 2^25 is not).
-constexpr uint64_t kMaxSkippedPayload = uint64_t{2} * kMaxPayload;
+// A refused payload up to this size is read past; more is an attack. "Size constraints": up to 2^25 is not.
+// "Request message" of the extended ones: more than the largest payload ends the connection.
+uint64_t MaxSkippedPayload(ReplyStyle style) {
+  return style == ReplyStyle::kExtended ? kMaxPayload : uint64_t{2} * kMaxPayload;
+}
 
 }  // namespace
 
 Transmission* Transmission::Start(Reactor& reactor, std::unique_ptr<Transport> transport,
-                                  Negotiated negotiated, std::unique_ptr<BlockChannel> channel,
+                                  Negotiated negotiated, SessionChannels channels,
                                   const SessionOptions& options,
                                   absl::AnyInvocable<void(absl::Status)> on_end) {
   auto* transmission = new Transmission(reactor, std::move(transport), std::move(negotiated),
-                                        std::move(channel), options, std::move(on_end));
+                                        std::move(channels), options, std::move(on_end));
   // The first turn is a later one, so that `on_end` is not called before the caller has the pointer.
   Spawn([](Transmission* owned) -> Task<void> {
     co_await owned->reactor_.Yield();
@@ -45,20 +48,22 @@ Transmission* Transmission::Start(Reactor& reactor, std::unique_ptr<Transport> t
 }
 
 Transmission::Transmission(Reactor& reactor, std::unique_ptr<Transport> transport, Negotiated negotiated,
-                           std::unique_ptr<BlockChannel> channel, const SessionOptions& options,
+                           SessionChannels channels, const SessionOptions& options,
                            absl::AnyInvocable<void(absl::Status)> on_end)
     : reactor_(reactor),
       negotiated_(std::move(negotiated)),
       options_(options),
       on_end_(std::move(on_end)),
-      channel_(std::move(channel)),
+      channels_(std::move(channels)),
       transport_(std::move(transport)),
-      executor_(reactor, *channel_, negotiated_, *transport_,
+      executor_(reactor, channels_, negotiated_, *transport_,
                 {options.max_bytes_in_flight, options.max_requests_in_flight}, [this] { OnSent(); }),
-      buffer_(executor_.pool(), executor_.bytes_held()) {
-  bounds_.transmission_flags = TransmissionFlags(*negotiated_.served, negotiated_.reply_style);
+      buffer_(executor_.pool(), executor_.bytes_held()),
+      request_size_(RequestSize(negotiated_.reply_style)) {
   bounds_.reply_style = negotiated_.reply_style;
   bounds_.has_contexts = !negotiated_.contexts.empty();
+  bounds_.transmission_flags =
+      TransmissionFlags(*negotiated_.served, negotiated_.reply_style, bounds_.has_contexts);
 }
 
 void Transmission::End() {
@@ -138,10 +143,13 @@ Transmission::Next Transmission::ServeNext() {
     executor_.Write(request, data, std::move(payload));
     return Next::kServe;
   }
-  if (buffer_.size() < kRequestSize) return Next::kReceive;
+  if (buffer_.size() < request_size_) return Next::kReceive;
   if (executor_.batch_bytes() >= kTurnBytes) return Next::kYield;
   Request request;
-  if (!DecodeRequest(buffer_.bytes(), &request)) return Violation("a request without its magic number");
+  const bool decoded = negotiated_.reply_style == ReplyStyle::kExtended
+                           ? DecodeExtendedRequest(buffer_.bytes(), &request)
+                           : DecodeRequest(buffer_.bytes(), &request);
+  if (!decoded) return Violation("a request without its magic number");
   if (request.command == Command::kDisconnect) return Next::kClose;
   return ServeRequest(request);
 }
@@ -149,7 +157,7 @@ Transmission::Next Transmission::ServeNext() {
 size_t Transmission::NeededFor(const Request& request) const {
   const size_t length = static_cast<size_t>(std::min<uint64_t>(request.length, kMaxPayload));
   if (request.command == Command::kRead) return BufferPool::CapacityFor(length);
-  if (request.command == Command::kBlockStatus) return Executor::kBlockStatusBytes;
+  if (request.command == Command::kBlockStatus) return executor_.BlockStatusBytes();
   if (request.command == Command::kWrite && length >= kLargePayload) return BufferPool::CapacityFor(length);
   return 0;
 }
@@ -159,16 +167,22 @@ Transmission::Next Transmission::ServeRequest(const Request& request) {
   const Refusal refusal = CheckRequest(request, bounds_);
   if (refusal) return RefuseRequest(request, refusal);
   if (request.command == Command::kWrite) return ServeWrite(request);
-  buffer_.Consume(kRequestSize);
+  if (request.command == Command::kBlockStatus) {
+    if ((request.flags & kCommandFlagPayloadLen) != 0) return ServeBlockStatusPayload(request);
+    buffer_.Consume(request_size_);
+    executor_.BlockStatus(request, AllContexts());
+    return Next::kServe;
+  }
+  buffer_.Consume(request_size_);
   executor_.Serve(request);
   return Next::kServe;
 }
 
 Transmission::Next Transmission::ServeWrite(const Request& request) {
   const size_t length = static_cast<size_t>(request.length);
-  const size_t here = std::min(length, buffer_.size() - kRequestSize);
+  const size_t here = std::min(length, buffer_.size() - request_size_);
   if (here < length && length < kLargePayload) return Next::kReceive;
-  buffer_.Consume(kRequestSize);
+  buffer_.Consume(request_size_);
   const absl::Span<const uint8_t> data = buffer_.bytes().first(here);
   if (here == length) {
     Buffer pin = buffer_.Pin();
@@ -182,14 +196,56 @@ Transmission::Next Transmission::ServeWrite(const Request& request) {
   return Next::kReceive;
 }
 
-Transmission::Next Transmission::RefuseRequest(const Request& request, const Refusal& refusal) {
-  if (request.command == Command::kWrite && request.length > 0) {
-    if (request.length > kMaxSkippedPayload) {
-      return Violation(absl::StrCat("a write of ", request.length, " bytes; 32 MiB are the most"));
-    }
-    skipped_ = {request, refusal, request.length};
+// NBD_CMD_BLOCK_STATUS with a payload: the length that it is about, and the contexts.
+Transmission::Next Transmission::ServeBlockStatusPayload(const Request& request) {
+  const uint64_t ids = negotiated_.contexts.size();
+  if (request.length < kBlockStatusQuerySize + kContextIdSize ||
+      request.length > kBlockStatusQuerySize + ids * kContextIdSize || request.length % kContextIdSize != 0) {
+    return RefuseRequest(request, {EINVAL, "a payload that is no length and a list of contexts", {}});
   }
-  buffer_.Consume(kRequestSize);
+  const size_t length = static_cast<size_t>(request.length);
+  if (buffer_.size() < request_size_ + length) return Next::kReceive;
+  const absl::Span<const uint8_t> payload = buffer_.bytes().subspan(request_size_, length);
+  Request query = request;
+  query.flags &= static_cast<uint16_t>(~kCommandFlagPayloadLen);
+  query.length = Load64(payload.data());
+  const ContextMask contexts = FindContexts(payload.subspan(kBlockStatusQuerySize));
+  Refusal refusal = CheckRequest(query, bounds_);
+  if (!refusal && contexts == 0) refusal = {EINVAL, "a context that is unknown, or there twice", {}};
+  buffer_.Consume(request_size_ + length);
+  if (refusal) {
+    executor_.Refuse(query, refusal);
+  } else {
+    executor_.BlockStatus(query, contexts);
+  }
+  return Next::kServe;
+}
+
+ContextMask Transmission::AllContexts() const {
+  return static_cast<ContextMask>((uint64_t{1} << negotiated_.contexts.size()) - 1);
+}
+
+ContextMask Transmission::FindContexts(absl::Span<const uint8_t> ids) const {
+  ContextMask found = 0;
+  for (; !ids.empty(); ids.remove_prefix(kContextIdSize)) {
+    const uint32_t id = Load32(ids.data());
+    ContextMask bit = 0;
+    for (size_t i = 0; i < negotiated_.contexts.size(); ++i) {
+      if (negotiated_.contexts[i].id == id) bit = ContextMask{1} << i;
+    }
+    if (bit == 0 || (found & bit) != 0) return 0;
+    found |= bit;
+  }
+  return found;
+}
+
+Transmission::Next Transmission::RefuseRequest(const Request& request, const Refusal& refusal) {
+  const uint64_t payload = PayloadLength(request, negotiated_.reply_style);
+  if (payload > MaxSkippedPayload(negotiated_.reply_style)) {
+    return Violation(absl::StrCat("a payload of ", payload, " bytes; 32 MiB are the most"));
+  }
+  if (payload > 0) skipped_ = {request, refusal, payload};
+  buffer_.Consume(request_size_);
   if (skipped_.has_value()) return Skip();
   executor_.Refuse(request, refusal);
   return Next::kServe;
@@ -260,6 +316,7 @@ void Transmission::OnSent() {
 void Transmission::Stop() {
   if (stopping_) return;
   stopping_ = true;
+  executor_.BeginShutdown();
   ArmDeadline();
   transport_->CancelReceive();
 }

@@ -48,7 +48,7 @@ class Transmission {
   // `on_end` is called once, after everything that the transmission held is gone, with what was wrong: OK
   // where the client left between two requests or Stop() was called.
   static Transmission* Start(Reactor& reactor, std::unique_ptr<Transport> transport, Negotiated negotiated,
-                             std::unique_ptr<BlockChannel> channel, const SessionOptions& options,
+                             SessionChannels channels, const SessionOptions& options,
                              absl::AnyInvocable<void(absl::Status)> on_end);
 
   void Stop();
@@ -74,7 +74,7 @@ class Transmission {
     size_t missing() const { return static_cast<size_t>(request.length) - received; }
   };
 
-  // A refused write whose payload has to be read past.
+  // A refused request whose payload has to be read past.
   struct Skipped {
     Request request;
     Refusal refusal;
@@ -89,7 +89,7 @@ class Transmission {
   };
 
   Transmission(Reactor& reactor, std::unique_ptr<Transport> transport, Negotiated negotiated,
-               std::unique_ptr<BlockChannel> channel, const SessionOptions& options,
+               SessionChannels channels, const SessionOptions& options,
                absl::AnyInvocable<void(absl::Status)> on_end);
 
   Task<void> Run();
@@ -97,6 +97,10 @@ class Transmission {
   Next ServeNext();
   Next ServeRequest(const Request& request);
   Next ServeWrite(const Request& request);
+  Next ServeBlockStatusPayload(const Request& request);
+  ContextMask AllContexts() const;
+  // Of the IDs in a payload; none where one of them is unknown or there twice.
+  ContextMask FindContexts(absl::Span<const uint8_t> ids) const;
   Next RefuseRequest(const Request& request, const Refusal& refusal);
   Next Skip();
   size_t NeededFor(const Request& request) const;
@@ -121,11 +125,12 @@ class Transmission {
   absl::AnyInvocable<void(absl::Status)> on_end_;
   absl::Status reason_;
 
-  std::unique_ptr<BlockChannel> channel_;
+  SessionChannels channels_;
   std::unique_ptr<Transport> transport_;
   Executor executor_;
   ReceiveBuffer buffer_;
   RequestBounds bounds_;
+  const size_t request_size_;  // Of a header.
   std::optional<LargeWrite> large_write_;
   std::optional<Skipped> skipped_;
   int large_writes_expected_ = 0;  // Receives that leave room for a large payload before it is known.

@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "image/block/extent.h"
+#include "image/block/status_context.h"
 #include "image/io/io_result.h"
 #include "image/io/reactor.h"
 #include "image/io/task.h"
@@ -101,6 +102,9 @@ class BlockDevice {
   virtual uint64_t size() const = 0;
   // A way to the data from `reactor`, whose thread calls it. Does not block.
   virtual absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) = 0;
+  // What the device can say of its bytes beside where space is allocated; at most kMaxStatusContexts. Does
+  // not block.
+  virtual std::vector<std::shared_ptr<StatusContext>> contexts() const { return {}; }
   // Changes the size. New space reads as zeroes. FAILED_PRECONDITION where the traits say it cannot; may
   // block.
   virtual absl::Status Resize(uint64_t new_size) = 0;

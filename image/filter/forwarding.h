@@ -54,6 +54,7 @@ class ForwardingDevice : public BlockDevice {
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override {
     return next_->OpenChannel(reactor);
   }
+  std::vector<std::shared_ptr<StatusContext>> contexts() const override { return next_->contexts(); }
   absl::Status Resize(uint64_t new_size) override { return next_->Resize(new_size); }
 
  protected:
