@@ -8,14 +8,9 @@
 #include "gtest/gtest.h"
 #include "tests/fixture/test_server.h"
 #include "tests/interop/program.h"
+#include "tests/interop/way.h"
 
 namespace berth::testing {
-
-enum class Way { kUnix, kIpv4, kIpv6 };
-
-inline std::string WayName(const ::testing::TestParamInfo<Way>& info) {
-  return info.param == Way::kUnix ? "Unix" : info.param == Way::kIpv4 ? "Ipv4" : "Ipv6";
-}
 
 class InteropTest : public ::testing::TestWithParam<Way> {
  protected:
