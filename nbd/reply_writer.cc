@@ -3,6 +3,7 @@
 #include <cassert>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace berth::nbd {
 
@@ -26,9 +27,40 @@ void ReplyWriter::Data(const Request& request, Buffer payload) {
     const size_t size = ChunkHeaderSize(style_);
     EncodeNoneChunk(ReplyTo(request), absl::MakeSpan(queue_.Add(size), size));
   } else {
-    const size_t size = ChunkHeaderSize(style_) + kOffsetDataSize;
-    uint8_t* const header = queue_.Add(size, std::move(payload), length);
-    EncodeOffsetData(ReplyTo(request), kReplyFlagDone, request.offset, length, absl::MakeSpan(header, size));
+    Content(request, std::move(payload));
+  }
+}
+
+// "Don't fragment" asks for one chunk, and for data where any of it is.
+void ReplyWriter::Content(const Request& request, Buffer payload) {
+  const size_t length = static_cast<size_t>(request.length);
+  const uint8_t* data = payload.data();
+  std::vector<ContentRun> runs;
+  if ((request.flags & kCommandFlagDf) != 0) {
+    runs.push_back({length, false});
+  } else {
+    runs = FindZeroRuns(request.offset, {data, length});
+  }
+  uint64_t offset = request.offset;
+  for (const ContentRun& run : runs) {
+    ContentChunk(ReplyTo(request), offset, run, &run == &runs.back(), data, payload);
+    offset += run.length;
+    data += run.length;
+  }
+}
+
+void ReplyWriter::ContentChunk(const ChunkedReply& reply, uint64_t offset, const ContentRun& run, bool last,
+                               const uint8_t* data, const Buffer& payload) {
+  const uint16_t flags = last ? kReplyFlagDone : 0;
+  const size_t size = ChunkHeaderSize(style_) + (run.zero ? kOffsetHoleSize : kOffsetDataSize);
+  const size_t data_size = run.zero ? 0 : run.length;
+  const Buffer owner = run.zero ? Buffer() : payload;
+  uint8_t* const header =
+      last ? queue_.AddLast(size, data, data_size, owner) : queue_.AddPart(size, data, data_size, owner);
+  if (run.zero) {
+    EncodeOffsetHole(reply, flags, offset, static_cast<uint32_t>(run.length), absl::MakeSpan(header, size));
+  } else {
+    EncodeOffsetData(reply, flags, offset, run.length, absl::MakeSpan(header, size));
   }
 }
 

@@ -17,6 +17,7 @@
 #include "nbd/reply_queue.h"
 #include "nbd/request_check.h"
 #include "nbd/wire.h"
+#include "nbd/zero_runs.h"
 
 namespace berth::nbd {
 
@@ -26,7 +27,8 @@ class ReplyWriter {
 
   // Of every command but READ and BLOCK_STATUS.
   void Success(const Request& request);
-  // Of a READ: request.length bytes of `payload`, which may be none of none.
+  // Of a READ: request.length bytes of `payload`, which may be null where that is 0. Zeroes in it become
+  // holes as zero_runs.h says, except in simple replies and with NBD_CMD_FLAG_DF.
   void Data(const Request& request, Buffer payload);
   void Failure(const Request& request, const Refusal& refusal);
 
@@ -40,6 +42,9 @@ class ReplyWriter {
  private:
   ChunkedReply ReplyTo(const Request& request) const { return {style_, request.cookie, request.offset}; }
   void Simple(const Request& request, Error error);
+  void Content(const Request& request, Buffer payload);
+  void ContentChunk(const ChunkedReply& reply, uint64_t offset, const ContentRun& run, bool last,
+                    const uint8_t* data, const Buffer& payload);
 
   const ReplyStyle style_;
   ReplyQueue& queue_;

@@ -1,9 +1,11 @@
 // A session with extended headers (the branch extension-ext-header of the specification).
+#include <algorithm>
 #include <cerrno>
 #include <limits>
 
 #include "nbd/session.h"
 #include "nbd/session_fixture.h"
+#include "nbd/zero_runs.h"
 
 namespace berth::nbd {
 namespace {
@@ -62,6 +64,32 @@ TEST_F(SessionExtendedTest, DataGoesThereAndBack) {
     EXPECT_EQ(std::vector<uint8_t>(chunk.payload.begin() + 8, chunk.payload.end()), data);
   }
   EXPECT_EQ(AskChunk(Command::kRead, 0, 0).header.type, ChunkType::kNone);
+}
+
+TEST_F(SessionExtendedTest, HolesAreChunksOfTheirOwn) {
+  UseBareDevice();
+  Start();
+  constexpr uint64_t kData = 3 * kZeroGranule;
+  const std::vector<uint8_t> data = Pattern(5000, 1);
+  EXPECT_EQ(WriteExtended(kData, data), Error::kNone);
+  ASSERT_TRUE(client_->Send({0, Command::kRead, 5, 4096, 1 << 20}));
+  const RawClient::Chunk before = client_->ReceiveChunk();
+  ASSERT_EQ(before.header.type, ChunkType::kOffsetHole);
+  ASSERT_EQ(before.payload.size(), 12u);
+  EXPECT_EQ(Load64(&before.payload[0]), 4096u);
+  EXPECT_EQ(Load32(&before.payload[8]), kData - 4096);
+  EXPECT_FALSE(before.done());
+  const RawClient::Chunk content = client_->ReceiveChunk();
+  ASSERT_EQ(content.header.type, ChunkType::kOffsetData);
+  ASSERT_EQ(content.payload.size(), 8 + kZeroGranule);
+  EXPECT_EQ(Load64(&content.payload[0]), kData);
+  EXPECT_TRUE(std::equal(data.begin(), data.end(), content.payload.begin() + 8));
+  EXPECT_FALSE(content.done());
+  const RawClient::Chunk after = client_->ReceiveChunk();
+  ASSERT_EQ(after.header.type, ChunkType::kOffsetHole);
+  EXPECT_EQ(Load64(&after.payload[0]), kData + kZeroGranule);
+  EXPECT_EQ(Load32(&after.payload[8]), (1 << 20) + 4096 - kData - kZeroGranule);
+  EXPECT_TRUE(after.done());
 }
 
 TEST_F(SessionExtendedTest, RequestsArriveInAnyPieces) {

@@ -1,12 +1,14 @@
 // Every command and flag, with simple and with structured replies.
 #include "nbd/session.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <map>
 #include <mutex>
 
 #include "gmock/gmock.h"
 #include "nbd/session_fixture.h"
+#include "nbd/zero_runs.h"
 
 namespace berth::nbd {
 namespace {
@@ -303,6 +305,65 @@ TEST_F(SessionStructuredTest, AReadIsOneChunkOfData) {
 TEST_F(SessionStructuredTest, TheLargestReadIsOneChunk) {
   Start();
   EXPECT_EQ(AskChunk(Command::kRead, 0, kMaxPayload, kCommandFlagDf).header.length, kMaxPayload + 8);
+}
+
+TEST_F(SessionStructuredTest, HolesAreChunksOfTheirOwn) {
+  UseBareDevice();
+  Start();
+  constexpr uint64_t kData = 3 * kZeroGranule;
+  const std::vector<uint8_t> data = Pattern(5000, 1);
+  EXPECT_EQ(Write(kData, data), Error::kNone);
+  ASSERT_TRUE(client_->Send({0, Command::kRead, 5, 4096, 1 << 20}));
+  const RawClient::Chunk before = client_->ReceiveChunk();
+  ASSERT_EQ(before.header.type, ChunkType::kOffsetHole);
+  ASSERT_EQ(before.payload.size(), 12u);
+  EXPECT_EQ(Load64(&before.payload[0]), 4096u);
+  EXPECT_EQ(Load32(&before.payload[8]), kData - 4096);
+  EXPECT_FALSE(before.done());
+  const RawClient::Chunk content = client_->ReceiveChunk();
+  ASSERT_EQ(content.header.type, ChunkType::kOffsetData);
+  ASSERT_EQ(content.payload.size(), 8 + kZeroGranule);
+  EXPECT_EQ(Load64(&content.payload[0]), kData);
+  EXPECT_TRUE(std::equal(data.begin(), data.end(), content.payload.begin() + 8));
+  EXPECT_FALSE(content.done());
+  const RawClient::Chunk after = client_->ReceiveChunk();
+  ASSERT_EQ(after.header.type, ChunkType::kOffsetHole);
+  EXPECT_EQ(Load64(&after.payload[0]), kData + kZeroGranule);
+  EXPECT_EQ(Load32(&after.payload[8]), (1 << 20) + 4096 - kData - kZeroGranule);
+  EXPECT_TRUE(after.done());
+
+  // "If this flag is set, the server MUST send at most one content chunk", of data.
+  const RawClient::Chunk whole = AskChunk(Command::kRead, 4096, 1 << 20, kCommandFlagDf);
+  EXPECT_EQ(whole.header.type, ChunkType::kOffsetData);
+  EXPECT_EQ(whole.payload.size(), 8u + (1 << 20));
+}
+
+// Parts of a reply hold its buffer; the connection counts one request until the last has left.
+TEST_F(SessionStructuredTest, RepliesInManyPartsToASlowReader) {
+  UseBareDevice();
+  options_.max_bytes_in_flight = 1 << 20;
+  options_.max_requests_in_flight = 4;
+  Start(/*socket_buffer=*/4096);
+  std::vector<uint8_t> expected(2 << 20);
+  for (size_t at = 0; at < expected.size(); at += 2 * kZeroGranule) {
+    const std::vector<uint8_t> data = Pattern(kZeroGranule, static_cast<uint8_t>(at >> 16));
+    ASSERT_EQ(Write(at, data), Error::kNone);
+    std::copy(data.begin(), data.end(), expected.begin() + static_cast<ptrdiff_t>(at));
+  }
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(client_->Send({0, Command::kRead, i, 0, expected.size()}));
+  std::map<uint64_t, std::vector<uint8_t>> replies;
+  for (int done = 0; done < 8;) {
+    const RawClient::Chunk chunk = client_->ReceiveChunk();
+    std::vector<uint8_t>& content = replies[chunk.header.cookie];
+    content.resize(expected.size());
+    if (chunk.header.type == ChunkType::kOffsetData) {
+      std::copy(chunk.payload.begin() + 8, chunk.payload.end(),
+                content.begin() + static_cast<ptrdiff_t>(Load64(chunk.payload.data())));
+    }
+    if (chunk.done()) ++done;
+  }
+  ASSERT_EQ(replies.size(), 8u);
+  for (const auto& [cookie, content] : replies) EXPECT_TRUE(content == expected) << cookie;
 }
 
 TEST_F(SessionStructuredTest, AReadOfNoBytesIsAnEmptyChunk) {
