@@ -26,6 +26,12 @@ using state::v1::ATTACHMENT_PHASE_DISCONNECTING;
 // A process that only probes (udev's) is gone by then; one that uses the device is not.
 constexpr absl::Duration kProbingTime = absl::Milliseconds(500);
 constexpr absl::Duration kRetryPause = absl::Milliseconds(50);
+// Until a session has seen that its peer is gone.
+constexpr absl::Duration kHangUpTime = absl::Seconds(2);
+// After a disconnect: a process that leaves at its first I/O error is gone by then; a mount, or a device on
+// top, stays until somebody takes it away.
+constexpr absl::Duration kLeavingTime = absl::Seconds(2);
+constexpr absl::Duration kStayingTime = absl::Milliseconds(100);
 
 std::string DevicePath(uint32_t index) { return absl::StrCat("/dev/nbd", index); }
 
@@ -289,7 +295,7 @@ absl::Status Attachment::Release() {
   return FailedCondition(
       "DEVICE_HELD", DevicePath(index),
       absl::StrCat(DevicePath(index), " is disconnected, but the kernel has not let it go: ",
-                   status.message(), "; close it there, then detach again"));
+                   status.message(), "; close it there, then detach"));
 }
 
 absl::Status Attachment::Undo(absl::Status reason) {
@@ -356,8 +362,10 @@ absl::Status Attachment::Reconnect(uint32_t index) {
     if (status.ok()) status = ResizeDevice(served_->device->size());
     if (status.ok()) status = FinishAttach();
     if (status.ok()) return status;
-    // The kernel may not have noticed yet that the old connections are dead; then it dropped the new ones.
-    if (sessions_->running() > 0 || absl::Now() >= deadline) return status;
+    // The kernel may not have noticed yet that the old connections are dead; then it dropped the new ones,
+    // which end.
+    const bool dropped = sessions_->WaitUntilEnded(absl::Now() + kHangUpTime);
+    if (!dropped || absl::Now() >= deadline) return status;
     absl::SleepFor(kRetryPause);
   }
 }
@@ -404,16 +412,12 @@ absl::Status Attachment::Detach(bool force) {
     if (readable_) {
       if (absl::Status status = Persist(ATTACHMENT_PHASE_DISCONNECTING); !status.ok()) return status;
     }
-    Show(v1::ATTACHMENT_STATE_DETACHING);
-    {
-      MutexLock lock(&mutex_);
-      epoch_ = 0;  // The connections end now, and should.
-    }
-    if (absl::Status status = Release(); !status.ok()) {
-      Fail(status);
+    if (absl::Status status = Disconnect(**device, force); !status.ok()) {
+      if (!held_device_) Fail(status);
       return status;
     }
   }
+  held_device_.reset();
   if (absl::Status status = EndSessions(); !status.ok()) {
     Fail(status);
     return status;
@@ -423,8 +427,40 @@ absl::Status Attachment::Detach(bool force) {
     return status;
   }
   gone_ = true;
+  Show(v1::ATTACHMENT_STATE_DETACHING);  // What an earlier call said of users is over.
   Publish(v1::EVENT_TYPE_DETACHED);
   return absl::OkStatus();
+}
+
+absl::Status Attachment::Disconnect(const DeviceState& device, bool force) {
+  if (!held_device_) Show(v1::ATTACHMENT_STATE_DETACHING);
+  {
+    MutexLock lock(&mutex_);
+    shown_.set_device(DevicePath(device.index));
+    epoch_ = 0;  // The connections end now, and should.
+  }
+  if (absl::Status status = environment_.kernel->Disconnect(device.index); !status.ok()) return status;
+  // Nothing of the device reaches the image any more, whoever still has it open.
+  if (absl::Status status = EndSessions(); !status.ok()) return status;
+  return WaitForLastUser(device, force);
+}
+
+absl::Status Attachment::WaitForLastUser(const DeviceState& device, bool force) {
+  const bool stays = !device.mount_points.empty() || !device.holders.empty();
+  absl::Duration patience = environment_.options.operation_timeout;
+  if (force || detaching()) patience = std::min(patience, stays ? kStayingTime : kLeavingTime);
+  const absl::Status held = environment_.kernel->WaitUntilFree(device.index, patience);
+  if (held.ok()) return held;
+  const absl::Status status = FailedCondition(
+      "DETACHING", DevicePath(device.index),
+      absl::StrCat(DevicePath(device.index),
+                   " is disconnected, and its users get I/O errors, but the kernel keeps it: ",
+                   held.message(), "; the detach finishes by itself once the last user has closed it"));
+  Show(v1::ATTACHMENT_STATE_DETACHING, status);
+  const bool first = !held_device_.has_value();
+  held_device_ = HeldDevice{device.index, record_.backend_identifier()};
+  if (first) Publish(v1::EVENT_TYPE_DETACHING);
+  return status;
 }
 
 absl::Status Attachment::RefuseWhileInUse(const DeviceState& device) const {

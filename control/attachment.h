@@ -22,6 +22,7 @@
 #include "berth/v1/attachments.pb.h"
 #include "control/device_sessions.h"
 #include "control/event_hub.h"
+#include "control/held_devices.h"
 #include "control/state_store.h"
 #include "image/io/mutex.h"
 #include "image/io/reactor_pool.h"
@@ -74,7 +75,9 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   // where there is no such device any more, connects one. On an error it is failed and may be tried again.
   absl::Status Resume(std::shared_ptr<const nbd::Export> served);
 
-  // Disconnects and forgets. Without `force` refuses a device that is mounted or held, with the reason.
+  // Disconnects and forgets. Without `force` refuses a device that is mounted or held, with the reason. Where
+  // somebody keeps the device open all the same, it is disconnected and held_device(): FAILED_PRECONDITION,
+  // reason DETACHING, and another Detach() finishes once the kernel let it go.
   absl::Status Detach(bool force);
 
   // Tells the kernel that the export has `export_size` bytes. Nothing where it knows that already, or where
@@ -94,6 +97,10 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   absl::StatusOr<bool> LeftNothing() const;
   // The disconnect was decided on.
   bool detaching() const { return record_.phase() == state::v1::ATTACHMENT_PHASE_DISCONNECTING; }
+  // The device that is disconnected and waits for its last user.
+  const std::optional<HeldDevice>& held_device() const { return held_device_; }
+  // Whether the export may still be read or written through it.
+  bool uses_export() const { return served_ != nullptr || !detaching(); }
   const v1::AttachmentSpec& spec() const { return record_.spec(); }
   const std::string& name() const { return record_.name(); }
   bool readable() const { return readable_; }
@@ -113,6 +120,8 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   absl::Status ResumeDevice();
   absl::Status Reconnect(uint32_t index);
   absl::Status Release();
+  absl::Status Disconnect(const netlink::DeviceState& device, bool force);
+  absl::Status WaitForLastUser(const netlink::DeviceState& device, bool force);
   absl::Status RefuseWhileInUse(const netlink::DeviceState& device) const;
   absl::Status StartSessions();
   absl::Status EndSessions();
@@ -132,6 +141,7 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   bool gone_ = false;
   std::shared_ptr<const nbd::Export> served_;
   std::unique_ptr<DeviceSessions> sessions_;
+  std::optional<HeldDevice> held_device_;
 
   mutable Mutex mutex_;
   v1::Attachment shown_ ABSL_GUARDED_BY(mutex_);

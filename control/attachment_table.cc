@@ -22,7 +22,12 @@ constexpr size_t kRestoreThreads = 8;
 
 AttachmentTable::AttachmentTable(const AttachmentEnvironment& environment, ExportRegistry* exports,
                                  size_t max_attachments)
-    : environment_(environment), exports_(exports), max_attachments_(max_attachments) {}
+    : environment_(environment),
+      exports_(exports),
+      max_attachments_(max_attachments),
+      held_devices_(environment.kernel, [this](const std::string& name, const HeldDevice& device) {
+        FinishDetach(name, device);
+      }) {}
 
 std::shared_ptr<Attachment> AttachmentTable::Find(absl::string_view name) const {
   MutexLock lock(&mutex_);
@@ -43,6 +48,31 @@ void AttachmentTable::Remove(const Attachment& attachment) {
   attachments_.erase(attachment.name());
 }
 
+void AttachmentTable::AfterDetach(const Attachment& attachment) {
+  if (attachment.gone()) {
+    held_devices_.Forget(attachment.name());
+    Remove(attachment);
+    return;
+  }
+  // Others may use the export while the kernel still keeps the device.
+  if (!attachment.uses_export()) exports_->Detached(attachment.spec().export_(), attachment.name());
+  if (attachment.held_device()) held_devices_.Watch(attachment.name(), *attachment.held_device());
+}
+
+void AttachmentTable::FinishDetach(const std::string& name, const HeldDevice& device) {
+  absl::StatusOr<NameTurns::Turn> turn =
+      turns_.Take(name, absl::Now() + environment_.options.operation_timeout);
+  if (!turn.ok()) return held_devices_.Watch(name, device);
+  const std::shared_ptr<Attachment> attachment = Find(name);
+  // A call that came first has finished it.
+  if (attachment == nullptr || !attachment->held_device()) return;
+  if (absl::Status status = attachment->Detach(false); !status.ok()) {
+    Log(LogLevel::kWarning, "detach not finished",
+        {{"attachment", name}, {"error", std::string(status.message())}});
+  }
+  AfterDetach(*attachment);
+}
+
 absl::Status AttachmentTable::Restore() {
   absl::StatusOr<std::vector<StoredObject<state::v1::AttachmentRecord>>> objects =
       environment_.store->LoadAttachments();
@@ -51,7 +81,7 @@ absl::Status AttachmentTable::Restore() {
     std::shared_ptr<Attachment> attachment;
     if (object.record.ok()) {
       attachment = std::make_shared<Attachment>(&environment_, *std::move(object.record));
-      exports_->Reserve(attachment->spec().export_(), attachment->name());
+      if (attachment->uses_export()) exports_->Reserve(attachment->spec().export_(), attachment->name());
     } else {
       Log(LogLevel::kError, "attachment not restored",
           {{"attachment", object.name}, {"error", std::string(object.record.status().message())}});
@@ -93,11 +123,14 @@ void AttachmentTable::RestoreOne(Attachment& attachment) {
       attachment.Fail(status);
     }
   }
-  if (!status.ok()) {
+  if (attachment.held_device()) {
+    Log(LogLevel::kWarning, "detach not finished",
+        {{"attachment", attachment.name()}, {"error", std::string(status.message())}});
+  } else if (!status.ok()) {
     Log(LogLevel::kError, "attachment not restored",
         {{"attachment", attachment.name()}, {"error", std::string(status.message())}});
   }
-  if (attachment.gone()) Remove(attachment);
+  AfterDetach(attachment);
 }
 
 absl::StatusOr<v1::Attachment> AttachmentTable::Attach(const std::string& name,
@@ -151,7 +184,8 @@ absl::StatusOr<v1::Attachment> AttachmentTable::AnswerRepeated(Attachment& attac
   if (attachment.detaching()) {
     return FailedCondition("DETACHING", attachment.name(),
                            absl::StrCat("attachment ", Quoted(attachment.name()),
-                                        " is being detached; call Detach again until it succeeds"));
+                                        " is being detached, which ends with the last use of ",
+                                        shown.device(), "; attach it again then (event DETACHED)"));
   }
   if (shown.state() == v1::ATTACHMENT_STATE_ATTACHED) return shown;
   absl::StatusOr<std::shared_ptr<const nbd::Export>> served =
@@ -169,7 +203,7 @@ absl::Status AttachmentTable::Detach(const v1::DetachRequest& request, absl::Tim
     return request.allow_missing() ? absl::OkStatus() : MissingResource("attachment", request.name());
   }
   absl::Status status = attachment->Detach(request.force());
-  if (attachment->gone()) Remove(*attachment);
+  AfterDetach(*attachment);
   return status;
 }
 
@@ -243,6 +277,7 @@ void AttachmentTable::DetachAll(absl::Time deadline) {
 }
 
 absl::Status AttachmentTable::Shutdown(absl::Time deadline) {
+  held_devices_.Stop();
   const std::vector<std::shared_ptr<Attachment>> all = All();
   for (const std::shared_ptr<Attachment>& attachment : all) attachment->BeginShutdown();
   absl::Status result;

@@ -23,6 +23,7 @@
 #include "berth/v1/attachments.pb.h"
 #include "control/attachment.h"
 #include "control/export_registry.h"
+#include "control/held_devices.h"
 #include "control/name_turns.h"
 #include "control/validation.h"
 #include "image/io/mutex.h"
@@ -67,6 +68,10 @@ class AttachmentTable {
   void RestoreOne(Attachment& attachment);
   absl::StatusOr<v1::Attachment> AnswerRepeated(Attachment& attachment, const v1::AttachmentSpec& spec);
   void Remove(const Attachment& attachment);
+  // What follows from a Detach() of an attachment, whatever came of it. With the name's turn.
+  void AfterDetach(const Attachment& attachment);
+  // The kernel let its device go.
+  void FinishDetach(const std::string& name, const HeldDevice& device);
 
   const AttachmentEnvironment environment_;
   ExportRegistry* const exports_;
@@ -75,6 +80,8 @@ class AttachmentTable {
 
   mutable Mutex mutex_;
   Attachments attachments_ ABSL_GUARDED_BY(mutex_);
+  // Last: its thread uses all of the above.
+  HeldDevices held_devices_;
 };
 
 }  // namespace berth::control

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "control/control_fixture.h"
 #include "control/status_details.h"
+#include "google/rpc/error_details.pb.h"
 
 namespace berth::control {
 namespace {
@@ -20,6 +21,17 @@ namespace {
 using Call = FakeNbdKernel::Call;
 using testing::HasSubstr;
 using testing::IsEmpty;
+
+// What the google.rpc.PreconditionFailure of an error is about; "" where it has none.
+std::string SubjectOf(const absl::Status& status) {
+  const auto payload = status.GetPayload("type.googleapis.com/google.rpc.PreconditionFailure");
+  google::rpc::PreconditionFailure failure;
+  if (!payload || !failure.ParseFromString(std::string(*payload))) return "";
+  EXPECT_EQ(failure.violations_size(), 1);
+  EXPECT_EQ(failure.violations(0).type(), ReasonOf(status));
+  EXPECT_EQ(failure.violations(0).description(), status.message());
+  return failure.violations(0).subject();
+}
 
 class AttachmentTableTest : public ControlFixture {
  protected:
@@ -70,6 +82,8 @@ TEST_F(AttachmentTableTest, PartitionsAreShown) {
 
 TEST_F(AttachmentTableTest, TheSameRequestAgainIsTheSameDevice) {
   const auto first = Attach("a", SpecOf("disk"));
+  // What is attached is not connected anew.
+  kernel().FailNext(Call::kReconfigure, absl::InternalError("asked"));
   const auto second = Attach("a", SpecOf("disk"));
   ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
   EXPECT_EQ(first->SerializeAsString(), second->SerializeAsString());
@@ -151,6 +165,59 @@ TEST_F(AttachmentTableTest, ARecordThatCannotBeWrittenEndsTheAttach) {
   ExpectNothingLeft("a");
 }
 
+// An attach that the kernel knows of and the disk does not would be a device of nobody after a crash.
+TEST_F(AttachmentTableTest, TheKernelIsNotAskedBeforeTheIntentIsOnDisk) {
+  const std::string record = state_directory() + "/attachments/a.json";
+  ASSERT_EQ(mkdir(record.c_str(), 0700), 0);
+  kernel().FailNext(Call::kConnect, absl::InternalError("asked"));
+  EXPECT_EQ(ReasonOf(Attach("a", SpecOf("disk")).status()), "STATE_NOT_WRITTEN");
+  ASSERT_EQ(rmdir(record.c_str()), 0);
+  EXPECT_THAT(std::string(Attach("a", SpecOf("disk")).status().message()), HasSubstr("asked"));
+}
+
+TEST_F(AttachmentTableTest, WhatTheSpecLeavesOpenIsTheConfigurations) {
+  attachment_options_.connections = 3;
+  attachment_options_.timeout = absl::Seconds(33);
+  attachment_options_.dead_connection_timeout = absl::Seconds(44);
+  Restart();
+  const auto attached = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(attached.ok()) << attached.status();
+  const uint32_t index = IndexOf(*attached);
+  EXPECT_EQ(kernel().LiveSockets(index), 3u);
+  EXPECT_EQ(kernel().ConnectedWith(index).timeout, absl::Seconds(33));
+  EXPECT_EQ(kernel().ConnectedWith(index).dead_connection_timeout, absl::Seconds(44));
+  EXPECT_EQ(kernel().ConnectedWith(index).block_size, 512u);
+}
+
+TEST_F(AttachmentTableTest, AnImageOfLessThanABlockIsRefused) {
+  ASSERT_TRUE(CreateExport("small", RawSpec("small.raw", 600)).ok());
+  v1::AttachmentSpec spec = SpecOf("small");
+  spec.set_block_size(1024);
+  const absl::Status refused = Attach("s", spec).status();
+  EXPECT_EQ(ReasonOf(refused), "IMAGE_TOO_SMALL") << refused;
+  EXPECT_EQ(SubjectOf(refused), "small");
+  EXPECT_TRUE(absl::IsNotFound(attachments().Get("s").status()));
+  const auto attached = Attach("s", SpecOf("small"));
+  ASSERT_TRUE(attached.ok()) << attached.status();
+  EXPECT_EQ(attached->size_bytes(), 512u);
+}
+
+TEST_F(AttachmentTableTest, WhyTheKernelRefusedIsSaid) {
+  const auto reason = [this](const absl::Status& failure) {
+    kernel().FailNext(Call::kConnect, failure);
+    const absl::Status status = Attach("a", SpecOf("disk")).status();
+    EXPECT_THAT(std::string(status.message()), HasSubstr(std::string(failure.message())));
+    return ReasonOf(status) + " " + SubjectOf(status);
+  };
+  EXPECT_EQ(reason(absl::PermissionDeniedError("no CAP_SYS_ADMIN")), "NO_NETLINK_PERMISSION ");
+  EXPECT_EQ(reason(absl::InternalError("a message of no sense")), "KERNEL_REFUSED ");
+  EXPECT_EQ(reason(absl::FailedPreconditionError("no device is free")), "DEVICE_BUSY /dev/nbd*");
+  Stop();
+  ReplaceKernel(0);
+  Start();
+  EXPECT_EQ(reason(absl::FailedPreconditionError("no nbd")), "NBD_MODULE_MISSING nbd");
+}
+
 TEST_F(AttachmentTableTest, AWritableExportIsAttachedOnce) {
   ASSERT_TRUE(Attach("a", SpecOf("disk")).ok());
   const absl::Status refused = Attach("b", SpecOf("disk")).status();
@@ -181,6 +248,7 @@ TEST_F(AttachmentTableTest, ADeviceThatIsTakenIsNotTouched) {
   spec.set_device("/dev/nbd2");
   const absl::Status refused = Attach("a", spec).status();
   EXPECT_EQ(ReasonOf(refused), "DEVICE_BUSY") << refused;
+  EXPECT_EQ(SubjectOf(refused), "/dev/nbd2");
   EXPECT_EQ(kernel().Inspect(2)->backend_identifier, "somebody else's");
   EXPECT_EQ(kernel().ConnectedDevices(), 1u);
 }
@@ -202,14 +270,165 @@ TEST_F(AttachmentTableTest, ABusyDeviceIsNotDetachedUnlessForced) {
   EXPECT_EQ(ReasonOf(refused), "DEVICE_HELD") << refused;
   ExpectServed(index);
   EXPECT_EQ(attachments().Get("a")->state(), v1::ATTACHMENT_STATE_ATTACHED);
+}
 
-  // Forced, it is disconnected; but it is not free before its opener lets go, and is not called so.
-  refused = Detach("a", true);
-  EXPECT_EQ(ReasonOf(refused), "DEVICE_HELD") << refused;
-  EXPECT_EQ(attachments().Get("a")->state(), v1::ATTACHMENT_STATE_FAILED);
-  kernel().Release(index);
+TEST_F(AttachmentTableTest, WhoOnlyProbesDoesNotKeepADevice) {
+  const auto attached = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(attached.ok());
+  kernel().HoldForLooks(IndexOf(*attached), 2);
+  const absl::Status detached = Detach("a");
+  EXPECT_TRUE(detached.ok()) << detached;
+}
+
+TEST_F(AttachmentTableTest, EachEndIsTold) {
+  const auto attached = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(attached.ok());
+  const uint64_t before = events().last_sequence();
+  ASSERT_TRUE(Detach("a").ok());
+  const auto event = events().WaitForNext(before, Soon());
+  ASSERT_TRUE(event.ok() && event->has_value());
+  EXPECT_EQ((*event)->type(), v1::EVENT_TYPE_DETACHED);
+  EXPECT_EQ((*event)->attachment(), "a");
+  EXPECT_EQ((*event)->export_(), "disk");
+  EXPECT_EQ((*event)->device(), attached->device());
+  EXPECT_EQ(events().last_sequence(), before + 1) << "the end of the connections is no failure";
+}
+
+// Forced, a device is disconnected; but it is not free before its last user lets go, and is not called so.
+class HeldDetachTest : public AttachmentTableTest {
+ protected:
+  void SetUp() override {
+    AttachmentTableTest::SetUp();
+    const auto attached = Attach("a", SpecOf("disk"));
+    ASSERT_TRUE(attached.ok()) << attached.status();
+    index_ = IndexOf(*attached);
+    device_ = attached->device();
+  }
+
+  // The next event of attachment "a" after `sequence`.
+  v1::Event NextEvent(uint64_t sequence) {
+    while (true) {
+      const auto event = events().WaitForNext(sequence, Soon());
+      if (!event.ok() || !event->has_value()) {
+        ADD_FAILURE() << "no event came: " << event.status();
+        return {};
+      }
+      if ((*event)->attachment() == "a") return **event;
+      sequence = (*event)->sequence();
+    }
+  }
+
+  void ExpectDetaching(const absl::Status& status, const std::string& user) {
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    EXPECT_EQ(ReasonOf(status), "DETACHING") << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(device_));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(user));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("by itself"));
+    const auto shown = attachments().Get("a");
+    ASSERT_TRUE(shown.ok()) << shown.status();
+    EXPECT_EQ(shown->state(), v1::ATTACHMENT_STATE_DETACHING);
+    EXPECT_EQ(shown->device(), device_);
+    EXPECT_EQ(shown->error(), status.message());
+    EXPECT_EQ(attachments().CountStates().at("detaching"), 1u);
+  }
+  void ExpectDetached(uint64_t sequence) {
+    const v1::Event event = NextEvent(sequence);
+    EXPECT_EQ(event.type(), v1::EVENT_TYPE_DETACHED);
+    EXPECT_EQ(event.device(), device_);
+    EXPECT_EQ(event.message(), "");
+    // The event is told a moment before the name is free.
+    EXPECT_TRUE(absl::IsNotFound(Detach("a")));
+    EXPECT_FALSE(FileExists(state_directory() + "/attachments/a.json"));
+    EXPECT_EQ(kernel().ConnectedDevices(), 0u);
+  }
+
+  uint32_t index_ = 0;
+  std::string device_;
+};
+
+TEST_F(HeldDetachTest, TheUnmountFinishesIt) {
+  kernel().SetMountPoints(index_, {"/mnt"});
+  const uint64_t before = events().last_sequence();
+  ExpectDetaching(Detach("a", true), "/mnt");
+  const v1::Event event = NextEvent(before);
+  EXPECT_EQ(event.type(), v1::EVENT_TYPE_DETACHING);
+  EXPECT_THAT(event.message(), HasSubstr("/mnt"));
+  EXPECT_EQ(kernel().LiveSockets(index_), 0u);
+  // Asking again says the same, and is no news.
+  ExpectDetaching(Detach("a"), "/mnt");
+  EXPECT_EQ(events().last_sequence(), event.sequence());
+  const absl::Status refused = Attach("a", SpecOf("disk")).status();
+  EXPECT_EQ(ReasonOf(refused), "DETACHING") << refused;
+
+  kernel().SetMountPoints(index_, {});
+  ExpectDetached(event.sequence());
+  const auto again = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(again.ok()) << again.status();
+  ExpectServed(IndexOf(*again));
+}
+
+TEST_F(HeldDetachTest, TheExportIsFreeAtOnce) {
+  kernel().SetMountPoints(index_, {"/mnt"});
+  ExpectDetaching(Detach("a", true), "/mnt");
+  EXPECT_THAT(exports().Get("disk")->attachments(), IsEmpty());
+  const auto other = Attach("b", SpecOf("disk"));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_NE(IndexOf(*other), index_);
+  const uint64_t before = events().last_sequence();
+  kernel().SetMountPoints(index_, {});
+  EXPECT_EQ(NextEvent(before).type(), v1::EVENT_TYPE_DETACHED);
+  // The end of the one is not the end of the other.
+  EXPECT_THAT(exports().Get("disk")->attachments(), testing::ElementsAre("b"));
+  ExpectServed(IndexOf(*other));
+}
+
+TEST_F(HeldDetachTest, ARestartGoesOnWaiting) {
+  kernel().SetMountPoints(index_, {"/mnt"});
+  ExpectDetaching(Detach("a", true), "/mnt");
+  Restart();
+  const auto shown = attachments().Get("a");
+  ASSERT_TRUE(shown.ok()) << shown.status();
+  EXPECT_EQ(shown->state(), v1::ATTACHMENT_STATE_DETACHING) << shown->error();
+  EXPECT_THAT(shown->error(), HasSubstr("/mnt"));
+  EXPECT_THAT(exports().Get("disk")->attachments(), IsEmpty());
+  const uint64_t before = events().last_sequence();
+  kernel().SetMountPoints(index_, {});
+  ExpectDetached(before);
+}
+
+TEST_F(HeldDetachTest, ADeviceLetGoWhileNobodyLookedIsForgotten) {
+  kernel().SetMountPoints(index_, {"/mnt"});
+  ExpectDetaching(Detach("a", true), "/mnt");
+  Stop();
+  kernel().SetMountPoints(index_, {});
+  kernel().ConnectForeign(index_, 4096, "somebody else's");
+  Start();
+  EXPECT_TRUE(absl::IsNotFound(attachments().Get("a").status()));
+  EXPECT_EQ(kernel().Inspect(index_)->backend_identifier, "somebody else's");
+}
+
+TEST_F(HeldDetachTest, AnOpenFileIsGivenAMoment) {
+  attachment_options_.operation_timeout = absl::Milliseconds(20);
+  Restart();
+  kernel().Hold(index_, "fio (pid 7)");
+  ExpectDetaching(Detach("a", true), "fio (pid 7)");
+  const uint64_t before = events().last_sequence();
+  kernel().Release(index_);
+  ExpectDetached(before);
+}
+
+// What cannot be written down is not begun.
+TEST_F(HeldDetachTest, ADetachThatCannotBeRecordedChangesNothing) {
+  const std::string record = state_directory() + "/attachments/a.json";
+  const std::string away = state_directory() + "/a.json";
+  ASSERT_EQ(rename(record.c_str(), away.c_str()), 0);
+  ASSERT_EQ(mkdir(record.c_str(), 0700), 0);
+  EXPECT_EQ(ReasonOf(Detach("a", true)), "STATE_NOT_WRITTEN");
+  EXPECT_EQ(attachments().Get("a")->state(), v1::ATTACHMENT_STATE_ATTACHED);
+  ExpectServed(index_);
+  ASSERT_EQ(rmdir(record.c_str()), 0);
+  ASSERT_EQ(rename(away.c_str(), record.c_str()), 0);
   EXPECT_TRUE(Detach("a").ok());
-  EXPECT_EQ(kernel().ConnectedDevices(), 0u);
 }
 
 TEST_F(AttachmentTableTest, DetachOfWhatIsNotThere) {
@@ -235,6 +454,21 @@ TEST_F(AttachmentTableTest, ARestartTakesTheSameDeviceBack) {
   ExpectServed(index);
   EXPECT_EQ(ReasonOf(Attach("b", SpecOf("disk")).status()), "EXPORT_IN_USE");
   EXPECT_TRUE(Detach("a").ok());
+}
+
+// The kernel notices late that the connections of the process before are dead.
+TEST_F(AttachmentTableTest, ARestartOffersItsConnectionsUntilTheKernelTakesThem) {
+  const auto before = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(before.ok());
+  Stop();
+  kernel().DropNextSockets(2);
+  Start();
+  const auto after = attachments().Get("a");
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_EQ(after->state(), v1::ATTACHMENT_STATE_ATTACHED) << after->error();
+  EXPECT_EQ(after->device(), before->device());
+  ExpectServed(IndexOf(*after), 0);
+  ExpectServed(IndexOf(*after), 1);
 }
 
 TEST_F(AttachmentTableTest, ARestartedMachineGetsAnotherDevice) {
@@ -289,6 +523,7 @@ TEST_F(AttachmentTableTest, AMissingImageLeavesTheDeviceWaiting) {
   auto failed = attachments().Get("a");
   EXPECT_EQ(failed->state(), v1::ATTACHMENT_STATE_FAILED);
   EXPECT_THAT(failed->error(), HasSubstr("disk.raw"));
+  EXPECT_EQ(attachments().CountStates().at("failed"), 1u);
   EXPECT_EQ(kernel().ConnectedDevices(), 1u);
 
   ASSERT_EQ(rename((image + ".away").c_str(), image.c_str()), 0);
@@ -388,6 +623,15 @@ TEST_F(AttachmentTableTest, AResizeReachesTheDevice) {
   EXPECT_EQ(kernel().Inspect(index)->size_bytes, 4u << 20);
 }
 
+TEST_F(AttachmentTableTest, AResizeTouchesNoDeviceOfOthers) {
+  const auto attached = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(attached.ok());
+  kernel().ConnectForeign(IndexOf(*attached), 1 << 20, "somebody else's");
+  const absl::Status refused = Resize("disk", 2 << 20).status();
+  EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+  EXPECT_EQ(kernel().Inspect(IndexOf(*attached))->size_bytes, 1u << 20);
+}
+
 TEST_F(AttachmentTableTest, TheNumberOfAttachmentsIsLimited) {
   max_attachments_ = 1;
   Restart();
@@ -403,7 +647,28 @@ TEST_F(AttachmentTableTest, DetachAllLeavesWhatIsInUse) {
   kernel().SetMountPoints(IndexOf(*used), {"/mnt"});
   attachments().DetachAll(Soon());
   EXPECT_EQ(kernel().ConnectedDevices(), 1u);
-  EXPECT_TRUE(attachments().Get("a").ok());
+  EXPECT_EQ(attachments().Get("a")->state(), v1::ATTACHMENT_STATE_ATTACHED);
+  ExpectServed(IndexOf(*used));
+}
+
+TEST_F(AttachmentTableTest, ACallDoesNotWaitForAnotherBeyondItsDeadline) {
+  const auto attached = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(attached.ok());
+  kernel().Block(Call::kDisconnect);
+  std::thread slow([this] { EXPECT_TRUE(Detach("a").ok()); });
+  ASSERT_TRUE(kernel().WaitUntilBlocked(Call::kDisconnect));
+  v1::DetachRequest request;
+  request.set_name("a");
+  const absl::Status detach = attachments().Detach(request, absl::Now());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(detach)) << detach;
+  EXPECT_EQ(ReasonOf(detach), "CALL_IN_PROGRESS");
+  EXPECT_EQ(ReasonOf(attachments().Attach("a", SpecOf("disk"), absl::Now()).status()), "CALL_IN_PROGRESS");
+  EXPECT_EQ(ReasonOf(attachments().ResizeDevices("disk", 1 << 20, absl::Now())), "CALL_IN_PROGRESS");
+  // Looking waits for nobody, and other names do not either.
+  EXPECT_EQ(attachments().Get("a")->state(), v1::ATTACHMENT_STATE_DETACHING);
+  EXPECT_TRUE(absl::IsNotFound(Detach("b")));
+  kernel().Unblock(Call::kDisconnect);
+  slow.join();
 }
 
 }  // namespace

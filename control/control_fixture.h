@@ -66,6 +66,9 @@ class ControlFixture : public testing::Test {
   StateStore& store() { return *store_; }
   EventHub& events() { return *events_; }
 
+  // A machine started anew, with so many devices. Before Start().
+  void ReplaceKernel(uint32_t devices) { kernel_ = std::make_unique<FakeNbdKernel>(devices); }
+
   // Changed before Start().
   ExportRegistryOptions export_options_;
   AttachmentOptions attachment_options_;

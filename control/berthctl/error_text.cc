@@ -28,6 +28,7 @@ constexpr WayOut kWaysOut[] = {
     {"DEVICE_HELD", "detach", "--force takes it away all the same, and its users get I/O errors"},
     {"DEVICE_MOUNTED", "detach",
      "unmount it, or --force takes it away all the same, and its users get I/O errors"},
+    {"DETACHING", "detach", "'berthctl attachment show' and 'berthctl events' tell when it is done"},
     {"DEVICE_BUSY", "attach", "leave --device out to get any free one"},
     {"EXPORT_IN_USE", "attach", "detach it first, or create the export with --shared-writers"},
     {"EXPORT_IN_USE", "export delete", "detach it first; --force disconnects clients"},

@@ -91,6 +91,7 @@ FakeNbdKernel::~FakeNbdKernel() {
 }
 
 absl::StatusOr<uint32_t> FakeNbdKernel::Connect(const netlink::ConnectRequest& request) {
+  Enter(Call::kConnect);
   if (absl::Status status = CheckConnect(request); !status.ok()) return status;
   std::lock_guard<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kConnect); !status.ok()) return status;
@@ -124,6 +125,7 @@ absl::StatusOr<uint32_t> FakeNbdKernel::Connect(const netlink::ConnectRequest& r
 }
 
 absl::Status FakeNbdKernel::Disconnect(uint32_t index) {
+  Enter(Call::kDisconnect);
   std::lock_guard<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kDisconnect); !status.ok()) return status;
   absl::StatusOr<Device*> device = FindLocked(index);
@@ -144,6 +146,7 @@ absl::Status FakeNbdKernel::Disconnect(uint32_t index) {
 }
 
 absl::Status FakeNbdKernel::Reconfigure(const netlink::ReconfigureRequest& request) {
+  Enter(Call::kReconfigure);
   if (absl::Status status = CheckReconfigure(request); !status.ok()) return status;
   std::lock_guard<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kReconfigure); !status.ok()) return status;
@@ -165,6 +168,10 @@ absl::Status FakeNbdKernel::Reconfigure(const netlink::ReconfigureRequest& reque
   if (request.dead_connection_timeout) {
     device.configuration.dead_connection_timeout = *request.dead_connection_timeout;
   }
+  if (!request.sockets.empty() && reconfigures_to_drop_ > 0) {
+    --reconfigures_to_drop_;
+    return absl::OkStatus();
+  }
   // A socket for which no dead one is left is dropped without a word.
   auto next = request.sockets.begin();
   for (int& fd : device.sockets) {
@@ -176,6 +183,7 @@ absl::Status FakeNbdKernel::Reconfigure(const netlink::ReconfigureRequest& reque
 }
 
 absl::StatusOr<DeviceState> FakeNbdKernel::Inspect(uint32_t index) {
+  Enter(Call::kInspect);
   std::lock_guard<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kInspect); !status.ok()) return status;
   const auto found = devices_.find(index);
@@ -188,6 +196,7 @@ absl::StatusOr<DeviceState> FakeNbdKernel::Inspect(uint32_t index) {
 }
 
 absl::StatusOr<DeviceUse> FakeNbdKernel::FindUse(uint32_t index) {
+  Enter(Call::kFindUse);
   std::lock_guard<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kFindUse); !status.ok()) return status;
   absl::StatusOr<Device*> device = FindLocked(index);
@@ -195,10 +204,15 @@ absl::StatusOr<DeviceUse> FakeNbdKernel::FindUse(uint32_t index) {
   DeviceUse use;
   use.claimed = !(*device)->mount_points.empty() || !(*device)->holders.empty();
   use.openers = (*device)->openers;
+  if ((*device)->looks_left > 0) {
+    --(*device)->looks_left;
+    use.openers.push_back("udevd (pid 2)");
+  }
   return use;
 }
 
 absl::Status FakeNbdKernel::WaitUntilUsable(uint32_t index, uint64_t size_bytes, absl::Duration at_most) {
+  Enter(Call::kWaitUntilUsable);
   const auto deadline = After(at_most);
   std::unique_lock<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kWaitUntilUsable); !status.ok()) return status;
@@ -227,6 +241,7 @@ absl::Status FakeNbdKernel::WaitUntilUsable(uint32_t index, uint64_t size_bytes,
 }
 
 absl::Status FakeNbdKernel::WaitUntilFree(uint32_t index, absl::Duration at_most) {
+  Enter(Call::kWaitUntilFree);
   const auto deadline = After(at_most);
   std::unique_lock<std::mutex> lock(mutex_);
   if (absl::Status status = TakeFailureLocked(Call::kWaitUntilFree); !status.ok()) return status;
@@ -260,6 +275,36 @@ void FakeNbdKernel::FailNext(Call call, absl::Status status) {
   failures_[call].push_back(std::move(status));
 }
 
+void FakeNbdKernel::Enter(Call call) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (!blocking_.contains(call)) return;
+  const auto entry = blocked_.insert(call);
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return !blocking_.contains(call); });
+  blocked_.erase(entry);
+}
+
+void FakeNbdKernel::Block(Call call) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  blocking_.insert(call);
+}
+
+void FakeNbdKernel::Unblock(Call call) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  blocking_.erase(call);
+  changed_.notify_all();
+}
+
+bool FakeNbdKernel::WaitUntilBlocked(Call call) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return changed_.wait_until(lock, After(absl::Minutes(1)), [&] { return blocked_.contains(call); });
+}
+
+void FakeNbdKernel::DropNextSockets(int count) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  reconfigures_to_drop_ = count;
+}
+
 void FakeNbdKernel::LoseNextConnectAnswer(absl::Status status) {
   std::lock_guard<std::mutex> lock(mutex_);
   lost_answers_.push_back(std::move(status));
@@ -276,6 +321,11 @@ void FakeNbdKernel::Release(uint32_t index) {
   device.openers.clear();
   if (device.disconnecting && !device.IsHeld()) LetGoLocked(device);
   changed_.notify_all();
+}
+
+void FakeNbdKernel::HoldForLooks(uint32_t index, int looks) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  devices_[index].looks_left = looks;
 }
 
 void FakeNbdKernel::SetMountPoints(uint32_t index, std::vector<std::string> mount_points) {

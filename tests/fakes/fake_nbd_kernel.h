@@ -13,6 +13,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -50,11 +51,21 @@ class FakeNbdKernel final : public netlink::NbdKernel {
 
   // The next `call` gives `status` and has no effect. Several queue up.
   void FailNext(Call call, absl::Status status);
+  // From now on calls of this kind wait before they do anything, until Unblock().
+  void Block(Call call);
+  void Unblock(Call call);
+  // Waits until a call is blocked; false where none came in a minute.
+  bool WaitUntilBlocked(Call call);
+  // The next `count` Reconfigure() with sockets come before the kernel noticed that the old ones are dead: it
+  // drops the new ones and says nothing.
+  void DropNextSockets(int count);
   // The next Connect() connects the device and gives `status` nevertheless: an unclear connect.
   void LoseNextConnectAnswer(absl::Status status);
   // Somebody opens the device: after Disconnect() pid, size and identifier stay until Release().
   void Hold(uint32_t index, std::string opener = "cat (pid 1)");
   void Release(uint32_t index);
+  // The same for somebody who only probes the device: gone after `looks` calls of FindUse().
+  void HoldForLooks(uint32_t index, int looks);
   // Mounted devices are held and claimed until the mount points are set to none.
   void SetMountPoints(uint32_t index, std::vector<std::string> mount_points);
   void SetHolders(uint32_t index, std::vector<std::string> holders);
@@ -87,6 +98,7 @@ class FakeNbdKernel final : public netlink::NbdKernel {
     netlink::ConnectRequest configuration;
     std::vector<int> sockets;  // -1 where dead.
     std::vector<std::string> openers;
+    int looks_left = 0;  // Until a prober is gone.
     std::vector<std::string> mount_points;
     std::vector<std::string> holders;
     std::vector<std::string> partitions;
@@ -94,6 +106,8 @@ class FakeNbdKernel final : public netlink::NbdKernel {
     bool IsHeld() const { return !openers.empty() || !mount_points.empty() || !holders.empty(); }
   };
 
+  // What every call begins with.
+  void Enter(Call call);
   // Those with "Locked" are called with mutex_ held.
   absl::Status TakeFailureLocked(Call call);
   absl::StatusOr<Device*> FindLocked(uint32_t index);
@@ -110,7 +124,10 @@ class FakeNbdKernel final : public netlink::NbdKernel {
   bool probe_reads_ = true;
   std::map<uint32_t, Device> devices_;
   std::map<Call, std::deque<absl::Status>> failures_;
+  std::set<Call> blocking_;
+  std::multiset<Call> blocked_;
   std::deque<absl::Status> lost_answers_;
+  int reconfigures_to_drop_ = 0;
   std::deque<uint32_t> dead_links_;  // To be told to the listener.
   absl::AnyInvocable<void(uint32_t)> listener_;
   std::thread watcher_;

@@ -2,18 +2,22 @@
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <grpcpp/client_context.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "berth/v1/monitoring.grpc.pb.h"
 #include "image/io/unique_fd.h"
 #include "tests/kernel/disk_server.h"
 
@@ -139,30 +143,102 @@ TEST_F(TroubleTest, AForcedDetachEndsAReader) {
   server_.DetachDisk("disk", device);
 }
 
+// What happens to attachments from its construction on.
+class AttachmentEvents {
+ public:
+  explicit AttachmentEvents(const DiskServer& server)
+      : stub_(v1::MonitoringService::NewStub(server.channel())) {
+    context_.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(2));
+    reader_ = stub_->WatchEvents(&context_, {});
+    reader_->WaitForInitialMetadata();
+  }
+  ~AttachmentEvents() {
+    context_.TryCancel();
+    v1::Event event;
+    while (reader_->Read(&event)) {
+    }
+    (void)reader_->Finish();
+  }
+
+  // The next of `type` for `attachment`; an empty one, and a failed expectation, where none comes.
+  v1::Event WaitFor(v1::EventType type, const std::string& attachment) {
+    v1::Event event;
+    while (reader_->Read(&event)) {
+      if (event.type() == type && event.attachment() == attachment) return event;
+    }
+    ADD_FAILURE() << "no event " << v1::EventType_Name(type);
+    return {};
+  }
+
+ private:
+  const std::unique_ptr<v1::MonitoringService::Stub> stub_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<v1::Event>> reader_;
+};
+
 TEST_F(TroubleTest, AForcedDetachOfAMountIsFinishedByTheUnmount) {
   server_.CreateDisk("disk", kSize);
   const std::string device = server_.AttachDisk("disk");
   Shell(absl::StrCat("mkfs.ext4 -q ", device));
+  Mount mount(device, "ext4", server_.Path("mnt"));
+  std::ofstream(mount.Path("file")) << "written before";
+  Shell("sync");
   {
-    Mount mount(device, "ext4", server_.Path("mnt"));
-    std::ofstream(mount.Path("file")) << "written before";
-    Shell("sync");
+    AttachmentEvents events(server_);
     const grpc::Status forced = server_.Detach("disk", true);
-    EXPECT_EQ(control::ReasonOf(forced), "DEVICE_HELD") << forced.error_message();
+    EXPECT_EQ(control::ReasonOf(forced), "DETACHING") << forced.error_message();
     EXPECT_THAT(forced.error_message(), HasSubstr(mount.folder()));
-    EXPECT_FALSE(IsFree(device));
-    // Its users get errors, at once.
-    EXPECT_NE(
-        system(absl::StrCat("dd if=/dev/zero bs=4k count=1 oflag=direct status=none of=", mount.Path("more"))
-                   .c_str()),
-        0);
+    EXPECT_THAT(events.WaitFor(v1::EVENT_TYPE_DETACHING, "disk").message(), HasSubstr(mount.folder()));
   }
-  const grpc::Status again = server_.Detach("disk");
-  EXPECT_TRUE(again.ok()) << again.error_message();
+  EXPECT_FALSE(IsFree(device));
+  // Its users get errors, at once.
+  EXPECT_NE(
+      system(absl::StrCat("dd if=/dev/zero bs=4k count=1 oflag=direct status=none of=", mount.Path("more"))
+                 .c_str()),
+      0);
+  // The image serves others.
+  v1::Attachment second;
+  ASSERT_TRUE(server_.Attach("second", "disk", &second).ok());
+  EXPECT_NE(second.device(), device);
+  EXPECT_EQ(WriteAt(second.device(), kSize - kBlock, Pattern(3)), 0);
+  server_.DetachDisk("second", second.device());
+
+  // A restarted berthd goes on waiting.
+  EXPECT_EQ(server_.Stop(), 0);
+  ASSERT_TRUE(server_.Start({"--operation-timeout=5s"}));
+  v1::Attachment shown;
+  ASSERT_TRUE(server_.GetAttachment("disk", &shown).ok());
+  EXPECT_EQ(shown.state(), v1::ATTACHMENT_STATE_DETACHING) << shown.error();
+  EXPECT_EQ(shown.device(), device);
+  EXPECT_THAT(shown.error(), HasSubstr(mount.folder()));
+  AttachmentEvents events(server_);
+  EXPECT_TRUE(mount.Unmount());
+  EXPECT_EQ(events.WaitFor(v1::EVENT_TYPE_DETACHED, "disk").device(), device);
   EXPECT_TRUE(IsFree(device));
+  EXPECT_EQ(server_.Detach("disk").error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_NE(access(absl::StrCat(server_.state_directory(), "/attachments/disk.json").c_str(), F_OK), 0);
+
   Shell(absl::StrCat("e2fsck -f -p ", server_.Image("disk"), " || test $? = 1"));
   EXPECT_THAT(OutputOf(absl::StrCat("debugfs -R 'cat /file' ", server_.Image("disk"), " 2>/dev/null")),
               HasSubstr("written before"));
+  EXPECT_EQ(server_.AttachDisk("disk"), device);
+  server_.DetachDisk("disk", device);
+}
+
+// A process that keeps the device open, and does not leave at its errors.
+TEST_F(TroubleTest, AForcedDetachOfAnOpenFileIsFinishedByItsEnd) {
+  server_.CreateDisk("disk", kSize);
+  const std::string device = server_.AttachDisk("disk");
+  UniqueFd fd(open(device.c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(fd);
+  AttachmentEvents events(server_);
+  const grpc::Status forced = server_.Detach("disk", true);
+  EXPECT_EQ(control::ReasonOf(forced), "DETACHING") << forced.error_message();
+  EXPECT_THAT(forced.error_message(), HasSubstr(absl::StrCat("(pid ", getpid(), ")")));
+  EXPECT_EQ(control::ReasonOf(server_.Detach("disk")), "DETACHING");
+  fd.Reset();
+  EXPECT_EQ(events.WaitFor(v1::EVENT_TYPE_DETACHED, "disk").device(), device);
+  EXPECT_TRUE(IsFree(device));
 }
 
 }  // namespace
