@@ -77,6 +77,30 @@ Error ErrorFromErrno(int error_number, bool fast_zero) {
   }
 }
 
+int ErrnoFromError(Error error) {
+  switch (error) {
+    case Error::kNone:
+      return 0;
+    case Error::kPerm:
+      return EPERM;
+    case Error::kIo:
+      return EIO;
+    case Error::kNoMem:
+      return ENOMEM;
+    case Error::kNoSpc:
+      return ENOSPC;
+    case Error::kOverflow:
+      return EOVERFLOW;
+    case Error::kNotSup:
+      return ENOTSUP;
+    case Error::kShutdown:
+      return ESHUTDOWN;
+    case Error::kInval:
+      break;
+  }
+  return EINVAL;
+}
+
 void EncodeGreeting(const Greeting& greeting, absl::Span<uint8_t> out) {
   Writer(out, kGreetingSize).Put64(kInitPassword).Put64(kOptionMagic).Put16(greeting.handshake_flags);
 }

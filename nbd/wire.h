@@ -164,6 +164,10 @@ enum class Error : uint32_t {
 // others that is kInval.
 Error ErrorFromErrno(int error_number, bool fast_zero = false);
 
+// What a client makes of it: "The client SHOULD treat an unexpected error value as if it had been
+// NBD_EINVAL".
+int ErrnoFromError(Error error);
+
 // ---- Integers in network order, at any alignment.
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the loads and stores below swap");

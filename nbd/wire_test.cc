@@ -406,5 +406,14 @@ TEST(WireTest, ErrnoValuesBecomeErrorsOfTheProtocol) {
   EXPECT_EQ(ErrorFromErrno(ENOTSUP, /*fast_zero=*/false), Error::kInval);
 }
 
+// "The client SHOULD treat an unexpected error value as if it had been NBD_EINVAL".
+TEST(WireTest, ErrorsBecomeErrnos) {
+  for (const int error : {0, EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ESHUTDOWN}) {
+    EXPECT_EQ(ErrnoFromError(ErrorFromErrno(error)), error);
+  }
+  EXPECT_EQ(ErrnoFromError(Error::kNotSup), ENOTSUP);
+  EXPECT_EQ(ErrnoFromError(static_cast<Error>(4711)), EINVAL);
+}
+
 }  // namespace
 }  // namespace berth::nbd

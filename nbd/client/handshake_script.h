@@ -8,25 +8,12 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "gtest/gtest.h"
 #include "nbd/client/client_handshake.h"
+#include "nbd/client/hex_bytes.h"
 
 namespace berth::nbd {
-
-// The bytes of hexadecimal digits; spaces are for the reader.
-inline std::string Hex(absl::string_view digits) {
-  return absl::HexStringToBytes(absl::StrReplaceAll(digits, {{" ", ""}}));
-}
-
-inline std::string U16(uint16_t value) { return Hex(absl::StrCat(absl::Hex(value, absl::kZeroPad4))); }
-inline std::string U32(uint32_t value) { return Hex(absl::StrCat(absl::Hex(value, absl::kZeroPad8))); }
-inline std::string U64(uint64_t value) { return Hex(absl::StrCat(absl::Hex(value, absl::kZeroPad16))); }
-inline std::string WithLength(absl::string_view text) {
-  return absl::StrCat(U32(static_cast<uint32_t>(text.size())), text);
-}
 
 // "Newstyle negotiation": both magic numbers, and the handshake flags.
 inline std::string ServerGreeting(uint16_t flags = 3) {

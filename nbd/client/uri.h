@@ -34,7 +34,7 @@ struct Uri {
   std::string export_name;         // UTF-8 without NUL, at most 4,096 bytes.
 
   // With TLS only. Files are not looked at.
-  std::string tls_username;             // PSK's identity, and X.509's folder within the folder.
+  std::string tls_username;             // The user whose key tls_psk_file holds; X.509 does not need it.
   std::optional<TlsType> tls_type;      // Nothing: what the files below suggest, else X.509.
   std::string tls_certificates;         // A folder with ca-cert.pem and so on.
   std::string tls_psk_file;             // `username:key` lines.
