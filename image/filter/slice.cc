@@ -37,6 +37,36 @@ class SliceChannel final : public ForwardingChannel {
   const uint64_t start_;
 };
 
+class SliceStatusChannel final : public StatusChannel {
+ public:
+  SliceStatusChannel(std::unique_ptr<StatusChannel> next, uint64_t start)
+      : next_(std::move(next)), start_(start) {}
+
+  Task<IoResult> Extents(uint64_t offset, uint64_t length, std::vector<StatusExtent>* out) override {
+    return next_->Extents(start_ + offset, length, out);
+  }
+
+ private:
+  const std::unique_ptr<StatusChannel> next_;
+  const uint64_t start_;
+};
+
+class SliceContext final : public StatusContext {
+ public:
+  SliceContext(std::shared_ptr<StatusContext> next, uint64_t start)
+      : StatusContext(next->name(), next->wide()), next_(std::move(next)), start_(start) {}
+
+  absl::StatusOr<std::unique_ptr<StatusChannel>> Open(Reactor& reactor) override {
+    absl::StatusOr<std::unique_ptr<StatusChannel>> channel = next_->Open(reactor);
+    if (!channel.ok()) return channel.status();
+    return std::make_unique<SliceStatusChannel>(*std::move(channel), start_);
+  }
+
+ private:
+  const std::shared_ptr<StatusContext> next_;
+  const uint64_t start_;
+};
+
 // A slice that begins inside a unit of the next device has no alignment worth keeping but that of its offset.
 BlockTraits TraitsAt(BlockTraits traits, uint64_t offset, bool fixed) {
   while (offset % traits.preferred_alignment != 0) traits.preferred_alignment /= 2;
@@ -76,6 +106,14 @@ absl::StatusOr<std::unique_ptr<BlockChannel>> SliceDevice::OpenChannel(Reactor& 
   absl::StatusOr<std::unique_ptr<BlockChannel>> channel = next().OpenChannel(reactor);
   if (!channel.ok()) return channel.status();
   return std::make_unique<SliceChannel>(*std::move(channel), offset_);
+}
+
+std::vector<std::shared_ptr<StatusContext>> SliceDevice::contexts() const {
+  std::vector<std::shared_ptr<StatusContext>> contexts = next().contexts();
+  for (std::shared_ptr<StatusContext>& context : contexts) {
+    context = std::make_shared<SliceContext>(std::move(context), offset_);
+  }
+  return contexts;
 }
 
 absl::Status SliceDevice::Resize(uint64_t new_size) {

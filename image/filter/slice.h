@@ -26,6 +26,7 @@ class SliceDevice final : public ForwardingDevice {
   const BlockTraits& traits() const override { return traits_; }
   uint64_t size() const override;
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;
+  std::vector<std::shared_ptr<StatusContext>> contexts() const override;
   absl::Status Resize(uint64_t new_size) override;
 
  private:

@@ -11,6 +11,7 @@
 #include "image/null/null_device.h"
 #include "tests/conformance/blocking_channel.h"
 #include "tests/fakes/recording_device.h"
+#include "tests/fakes/status_device.h"
 
 namespace berth {
 namespace {
@@ -64,6 +65,27 @@ TEST(SliceTest, MovesEveryOperationToItsPlace) {
   using Kind = RecordingDevice::Kind;
   EXPECT_EQ(kinds, (std::vector<Kind>{Kind::kRead, Kind::kWrite, Kind::kZero, Kind::kDiscard, Kind::kPrefetch,
                                       Kind::kExtents}));
+}
+
+TEST(SliceTest, MovesItsContexts) {
+  auto pool = ReactorPool::Create(1);
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  const auto below = std::make_shared<StatusDevice>(Memory());
+  below->Offer("x-test:stripes", true, 1);
+  auto slice = SliceDevice::Create(below, 3 * StatusDevice::kStripe, 0);
+  ASSERT_TRUE(slice.ok()) << slice.status();
+  const std::vector<std::shared_ptr<StatusContext>> contexts = (*slice)->contexts();
+  ASSERT_EQ(contexts.size(), 1u);
+  EXPECT_EQ(contexts[0]->name(), "x-test:stripes");
+  EXPECT_TRUE(contexts[0]->wide());
+  std::vector<StatusExtent> extents;
+  RunOn((*pool)->at(0), [&]() -> Task<void> {
+    auto channel = contexts[0]->Open((*pool)->at(0));
+    EXPECT_TRUE(channel.ok()) << channel.status();
+    const IoResult result = co_await (*channel)->Extents(1, StatusDevice::kStripe, &extents);
+    EXPECT_TRUE(result.ok());
+  });
+  EXPECT_EQ(extents, (std::vector<StatusExtent>{{StatusDevice::kStripe - 1, 3}, {1, 4}}));
 }
 
 TEST(SliceTest, RefusesWhatLiesOutside) {
