@@ -524,6 +524,8 @@ TEST_F(AttachmentTableTest, AMissingImageLeavesTheDeviceWaiting) {
   EXPECT_EQ(failed->state(), v1::ATTACHMENT_STATE_FAILED);
   EXPECT_THAT(failed->error(), HasSubstr("disk.raw"));
   EXPECT_EQ(attachments().CountStates().at("failed"), 1u);
+  // The device waits for this export, which therefore stays.
+  EXPECT_THAT(exports().Get("disk")->attachments(), testing::ElementsAre("a"));
   EXPECT_EQ(kernel().ConnectedDevices(), 1u);
 
   ASSERT_EQ(rename((image + ".away").c_str(), image.c_str()), 0);
@@ -574,6 +576,10 @@ TEST_F(AttachmentTableTest, AnAttachThatWasCutShortIsForgottenOrTakenOver) {
   ASSERT_TRUE(taken.ok()) << taken.status();
   EXPECT_EQ(taken->state(), v1::ATTACHMENT_STATE_ATTACHED) << taken->error();
   ExpectServed(IndexOf(*taken));
+  const auto records = store().LoadAttachments();
+  ASSERT_TRUE(records.ok() && records->size() == 1);
+  EXPECT_EQ((*records)[0].record->phase(), state::v1::ATTACHMENT_PHASE_CONNECTED);
+  EXPECT_EQ((*records)[0].record->index(), IndexOf(*taken));
 }
 
 TEST_F(AttachmentTableTest, ADetachThatWasCutShortIsFinished) {

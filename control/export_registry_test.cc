@@ -9,11 +9,13 @@
 #include <fstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "control/control_fixture.h"
 #include "control/status_details.h"
+#include "image/filter/rate_limit.h"
 
 namespace berth::control {
 namespace {
@@ -35,6 +37,24 @@ class ExportRegistryTest : public ControlFixture {
     });
   }
 
+  RateLimits LimitsOf(const std::string& name) {
+    const std::shared_ptr<const nbd::Export> served = exports().Find(name);
+    const auto* limit =
+        dynamic_cast<const RateLimitDevice*>(served == nullptr ? nullptr : served->device.get());
+    EXPECT_NE(limit, nullptr);
+    return limit == nullptr ? RateLimits{} : limit->limits();
+  }
+  v1::Event NextEvent() {
+    const auto event = events().WaitForNext(seen_, Soon());
+    if (!event.ok() || !event->has_value()) {
+      ADD_FAILURE() << "no event came: " << event.status();
+      return {};
+    }
+    seen_ = (*event)->sequence();
+    return **event;
+  }
+
+  uint64_t seen_ = 0;
   int disconnects_ = 0;
   std::shared_ptr<const nbd::Export> client_;  // As a session holds it.
 };
@@ -60,7 +80,9 @@ TEST_F(ExportRegistryTest, AUsedExportIsNotDeleted) {
   ASSERT_TRUE(exports().AdmitClient("disk").ok());
   client_ = exports().Find("disk");
   EXPECT_EQ(exports().Get("disk")->connections(), 1u);
-  EXPECT_EQ(ReasonOf(Delete("disk")), "EXPORT_IN_USE");
+  const absl::Status refused = Delete("disk");
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_EQ(ReasonOf(refused), "EXPORT_IN_USE");
   EXPECT_NE(exports().Find("disk"), nullptr);
   const absl::Status forced = Delete("disk", true);
   EXPECT_TRUE(forced.ok()) << forced;
@@ -73,11 +95,117 @@ TEST_F(ExportRegistryTest, AUsedExportIsNotDeleted) {
 TEST_F(ExportRegistryTest, ADeleteWhoseClientStaysGivesTheExportBack) {
   export_options_.operation_timeout = absl::Milliseconds(10);
   Restart();
-  ASSERT_TRUE(CreateExport("disk", MemorySpec()).ok());
+  v1::ExportSpec spec = MemorySpec();
+  spec.mutable_rate_limit()->set_operations_per_second(77);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
   const std::shared_ptr<const nbd::Export> stuck = exports().Find("disk");
-  const absl::Status status = Delete("disk");
-  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  for (const bool force : {false, true}) {
+    const absl::Status status = Delete("disk", force);
+    EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+    EXPECT_NE(exports().Find("disk"), nullptr);
+    EXPECT_EQ(LimitsOf("disk").operations_per_second, 77u);
+  }
+}
+
+TEST_F(ExportRegistryTest, EveryChangeIsTold) {
+  ASSERT_TRUE(CreateExport("disk", RawSpec("disk.raw")).ok());
+  v1::Event event = NextEvent();
+  EXPECT_EQ(event.type(), v1::EVENT_TYPE_EXPORT_CREATED);
+  EXPECT_EQ(event.export_(), "disk");
+  ASSERT_TRUE(CreateExport("disk", RawSpec("disk.raw")).ok());  // Nothing happens.
+  ASSERT_TRUE(Resize("disk", 2 << 20).ok());
+  EXPECT_EQ(NextEvent().type(), v1::EVENT_TYPE_EXPORT_UPDATED);
+  ASSERT_TRUE(Delete("disk").ok());
+  event = NextEvent();
+  EXPECT_EQ(event.type(), v1::EVENT_TYPE_EXPORT_DELETED);
+  EXPECT_EQ(event.export_(), "disk");
+
+  ASSERT_TRUE(CreateExport("disk", RawSpec("disk.raw")).ok());
+  Stop();
+  ASSERT_EQ(unlink((directory() + "/disk.raw").c_str()), 0);
+  Start();
+  seen_ = 0;
+  event = NextEvent();
+  EXPECT_EQ(event.type(), v1::EVENT_TYPE_EXPORT_FAILED);
+  EXPECT_EQ(event.export_(), "disk");
+  EXPECT_THAT(event.message(), HasSubstr("disk.raw"));
+  const absl::Status refused = Resize("disk", 1 << 20).status();
+  EXPECT_EQ(ReasonOf(refused), "EXPORT_FAILED") << refused;
+  // With its image it is what it was.
+  ASSERT_TRUE(CreateExport("disk", RawSpec("disk.raw")).ok());
   EXPECT_NE(exports().Find("disk"), nullptr);
+}
+
+TEST_F(ExportRegistryTest, LimitsAndDescriptionChangeWhileItIsServed) {
+  ASSERT_TRUE(CreateExport("disk", MemorySpec()).ok());
+  const std::shared_ptr<const nbd::Export> before = exports().Find("disk");
+  EXPECT_EQ(LimitsOf("disk"), RateLimits{});
+  v1::UpdateExportRequest request;
+  request.set_name("disk");
+  request.mutable_update_mask()->add_paths("rate_limit");
+  request.mutable_update_mask()->add_paths("description");
+  request.mutable_rate_limit()->set_bytes_per_second(1234);
+  request.set_description("slow");
+  const auto no_devices = [](uint64_t) { return absl::OkStatus(); };
+  ASSERT_TRUE(exports().Update(request, Soon(), no_devices).ok());
+  EXPECT_EQ(LimitsOf("disk").bytes_per_second, 1234u);
+  EXPECT_EQ(exports().Find("disk")->description, "slow");
+  EXPECT_EQ(before->device, exports().Find("disk")->device);
+  Restart();
+  EXPECT_EQ(LimitsOf("disk").bytes_per_second, 1234u);
+  EXPECT_EQ(exports().Find("disk")->description, "slow");
+}
+
+// A device must not be larger than what is behind it, at no moment.
+TEST_F(ExportRegistryTest, DevicesShrinkBeforeTheImageAndGrowAfterIt) {
+  constexpr uint64_t kMiB = 1 << 20;
+  ASSERT_TRUE(CreateExport("disk", MemorySpec(2 * kMiB)).ok());
+  const std::shared_ptr<BlockDevice> image = exports().Find("disk")->device;
+  using Step = std::pair<uint64_t, uint64_t>;  // Sizes of the devices, and of the image at that moment.
+  std::vector<Step> steps;
+  const auto resize = [&](uint64_t size) {
+    v1::UpdateExportRequest request;
+    request.set_name("disk");
+    request.mutable_update_mask()->add_paths("size_bytes");
+    request.set_size_bytes(size);
+    request.set_allow_shrink(true);
+    steps.clear();
+    const auto resize_devices = [&](uint64_t bytes) {
+      steps.emplace_back(bytes, image->size());
+      return absl::OkStatus();
+    };
+    return exports().Update(request, Soon(), resize_devices).ok();
+  };
+  EXPECT_TRUE(resize(kMiB));
+  EXPECT_EQ(steps, (std::vector<Step>{{kMiB, 2 * kMiB}, {kMiB, kMiB}}));
+  EXPECT_TRUE(resize(3 * kMiB));
+  EXPECT_EQ(steps, (std::vector<Step>{{3 * kMiB, 3 * kMiB}}));
+  // What the image refuses leaves the devices with its size.
+  EXPECT_FALSE(resize(uint64_t{1} << 50));
+  EXPECT_EQ(steps, (std::vector<Step>{{3 * kMiB, 3 * kMiB}}));
+}
+
+TEST_F(ExportRegistryTest, APartOfAMemoryImageKeepsItsSizeOverARestart) {
+  v1::ExportSpec spec = MemorySpec(2 << 20);
+  spec.set_offset_bytes(1 << 20);
+  ASSERT_TRUE(CreateExport("part", spec).ok());
+  ASSERT_EQ(Resize("part", 3 << 20)->size_bytes(), 3u << 20);
+  Restart();
+  EXPECT_EQ(exports().Get("part")->size_bytes(), 3u << 20);
+  EXPECT_EQ(exports().Find("part")->device->size(), 3u << 20);
+}
+
+TEST_F(ExportRegistryTest, WhatWasNotMadeTakesNoPlace) {
+  export_options_.max_exports = 2;
+  Restart();
+  v1::ExportSpec missing = RawSpec("disk.raw");
+  ASSERT_EQ(unlink((directory() + "/disk.raw").c_str()), 0);
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(CreateExport("missing", missing).ok());
+  EXPECT_TRUE(CreateExport("a", MemorySpec()).ok());
+  EXPECT_TRUE(CreateExport("b", MemorySpec()).ok());
+  EXPECT_EQ(ReasonOf(CreateExport("c", MemorySpec())), "LIMIT_REACHED");
+  EXPECT_TRUE(Delete("a").ok());
+  EXPECT_TRUE(CreateExport("c", MemorySpec()).ok());
 }
 
 TEST_F(ExportRegistryTest, NetworkClientsAndAttachmentsExcludeEachOther) {
@@ -86,6 +214,8 @@ TEST_F(ExportRegistryTest, NetworkClientsAndAttachmentsExcludeEachOther) {
   ASSERT_TRUE(exports().AdmitClient("disk").ok());  // A second connection.
   EXPECT_EQ(ReasonOf(exports().AttachTo("disk", "a", false).status()), "EXPORT_IN_USE");
   EXPECT_THAT(exports().Get("disk")->attachments(), testing::IsEmpty());
+  EXPECT_TRUE(exports().AdmitClient("disk").ok());  // A refused attach is no user.
+  exports().ClientGone("disk");
   exports().ClientGone("disk");
   exports().ClientGone("disk");
   ASSERT_TRUE(exports().AttachTo("disk", "a", false).ok());

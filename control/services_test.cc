@@ -302,6 +302,41 @@ TEST_F(ServicesTest, EventsAreStreamed) {
   second->Finish();
 }
 
+// A watcher that left makes room, once the server has noticed.
+TEST_F(ServicesTest, WatchersThatLeaveMakeRoom) {
+  const absl::Time deadline = Soon();
+  for (size_t made = 0; made < 3 * environment_.max_watchers;) {
+    ASSERT_LT(absl::Now(), deadline) << "after " << made << " watchers";
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    v1::Event event;
+    const auto stream = monitoring_stub_->WatchEvents(&context, v1::WatchEventsRequest());
+    stream->WaitForInitialMetadata();
+    events().Publish(v1::Event());
+    if (stream->Read(&event)) {
+      ++made;
+      context.TryCancel();
+    }
+    const StatusCode code = stream->Finish().error_code();
+    EXPECT_TRUE(code == StatusCode::CANCELLED || code == StatusCode::RESOURCE_EXHAUSTED) << code;
+  }
+}
+
+TEST_F(ServicesTest, StatisticsOfNothingAreNone) {
+  v1::GetStatisticsRequest request;
+  v1::GetStatisticsResponse answer;
+  const auto get = [&] {
+    answer.Clear();
+    return Call(*monitoring_stub_, &v1::MonitoringService::Stub::GetStatistics, request, &answer);
+  };
+  EXPECT_TRUE(get().ok());
+  request.set_export_("none");
+  const grpc::Status status = get();
+  EXPECT_EQ(status.error_code(), StatusCode::NOT_FOUND);
+  EXPECT_EQ(DetailOf<google::rpc::ResourceInfo>(status).resource_name(), "none");
+  EXPECT_EQ(DetailOf<google::rpc::ResourceInfo>(status).resource_type(), "export");
+}
+
 TEST_F(ServicesTest, EventsOfAnotherServerAreLost) {
   grpc::ClientContext context;
   v1::WatchEventsRequest request;

@@ -179,6 +179,7 @@ TEST_F(StateStoreTest, AFailedWriteLeavesTheOldObject) {
   const auto objects = store_->LoadExports();
   ASSERT_EQ(objects->size(), 1u);
   EXPECT_EQ((*objects)[0].record->spec().description(), "old");
+  EXPECT_NE(access((directory_ + "/exports/.a.json.tmp").c_str(), F_OK), 0) << "it takes a full disk's space";
   EXPECT_TRUE(store_->Put(Record("a", "new")).ok());
 }
 
