@@ -249,6 +249,24 @@ TEST_F(SessionRulesTest, APayloadBeyondPatienceEndsTheSession) {
   EXPECT_EQ(session_->end_reason().code(), absl::StatusCode::kInvalidArgument);
 }
 
+// "Terminating the transmission phase": a server that stops does not wait for the rest of a payload, whether
+// it would be written or read past; what is not whole is not written.
+TEST_F(SessionRulesTest, AStopDoesNotWaitForAPayload) {
+  for (const Request& request :
+       {Request{0, Command::kWrite, 1, 0, 512}, Request{0, Command::kWrite, 2, 0, 1 << 20},
+        Request{0, Command::kWrite, 3, kSize, 512}, Request{0, Command::kWrite, 4, kSize, 1 << 20}}) {
+    Start();
+    std::vector<uint8_t> half(kRequestSize + request.length / 2);
+    EncodeRequest(request, absl::MakeSpan(half));
+    ASSERT_TRUE(client_->Send(half));
+    FinishTurn();
+    session_->Stop();
+    EXPECT_TRUE(client_->AtEnd());
+    WaitForEnd();
+  }
+  EXPECT_EQ(faulty_->count(FaultyDevice::kWrite), 0u);
+}
+
 // NBD_CMD_CACHE: "there MUST NOT be any difference in semantics".
 TEST_F(SessionRulesTest, ACacheRequestChangesNothing) {
   Start();
