@@ -27,28 +27,60 @@ class SessionRulesTest : public SessionTest {
     } while (!chunks.back().done() && !testing::Test::HasFailure());
     return chunks;
   }
+
+  // The cookie of the next reply, simple or of one chunk; `data` is what a simple reply has.
+  uint64_t ReceiveCookie(size_t data = 0) {
+    // All have the magic number first, and the cookie at 8.
+    const std::vector<uint8_t> start = client_->Receive(kSimpleReplySize);
+    if (start.size() < kSimpleReplySize) return 0;
+    switch (Load32(start.data())) {
+      case 0x67446698:
+        client_->Receive(data);
+        break;
+      case 0x668e33ef:
+        client_->Receive(Load32(client_->Receive(4).data()));
+        break;
+      case 0x6e8a278c:
+        client_->Receive(Load64(&client_->Receive(16)[8]));
+        break;
+      default:
+        ADD_FAILURE() << "no reply: " << Load32(start.data());
+    }
+    return Load64(&start[8]);
+  }
 };
 
-// "Transmission": the cookie is the client's, and opaque.
+// "Transmission": the cookie is the client's, and opaque; several requests may have the same.
 TEST_F(SessionRulesTest, CookiesComeBackAsTheyWere) {
   const std::vector<uint64_t> cookies = {0, ~uint64_t{0}, 1, 0x6744669800000000, 1, 1, 0x8000000000000000};
-  for (const bool structured : {false, true}) {
-    if (structured) UseStructuredReplies();
+  for (const ReplyStyle style : {ReplyStyle::kSimple, ReplyStyle::kStructured, ReplyStyle::kExtended}) {
+    UseStructuredReplies(style);
     Start();
+    client_->SetStyle(style == ReplyStyle::kExtended ? style : ReplyStyle::kStructured);
     faulty_->Hold(FaultyDevice::kRead);
     for (const uint64_t cookie : cookies) ASSERT_TRUE(client_->Send({0, Command::kRead, cookie, 0, 512}));
     ASSERT_TRUE(faulty_->WaitUntilHeld(FaultyDevice::kRead, cookies.size()));
     faulty_->Release(FaultyDevice::kRead);
     std::multiset<uint64_t> seen;
-    for (size_t i = 0; i < cookies.size(); ++i) {
-      if (structured) {
-        seen.insert(client_->ReceiveChunk().header.cookie);
-      } else {
-        seen.insert(client_->ReceiveSimple().cookie);
-        client_->Receive(512);
+    for (size_t i = 0; i < cookies.size(); ++i) seen.insert(ReceiveCookie(512));
+    EXPECT_EQ(seen, std::multiset<uint64_t>(cookies.begin(), cookies.end()));
+    // Every other command, and what is refused.
+    const uint16_t payload = style == ReplyStyle::kExtended ? kCommandFlagPayloadLen : 0;
+    for (const uint64_t cookie : cookies) {
+      for (const Request& request : {Request{payload, Command::kWrite, cookie, 0, 512},
+                                     {payload, Command::kWrite, cookie, kSize, 512},
+                                     {0, Command::kRead, cookie, kSize, 512},
+                                     {0, Command::kFlush, cookie, 0, 0},
+                                     {0, Command::kTrim, cookie, 0, 512},
+                                     {0, Command::kCache, cookie, 0, 512},
+                                     {0, Command::kWriteZeroes, cookie, 0, 512},
+                                     {0, Command::kBlockStatus, cookie, 0, 512},
+                                     {0, static_cast<Command>(99), cookie, 0, 0}}) {
+        const bool writes = request.command == Command::kWrite;
+        ASSERT_TRUE(client_->Send(request, writes ? Pattern(512, 1) : std::vector<uint8_t>()));
+        ASSERT_EQ(ReceiveCookie(), cookie) << static_cast<int>(request.command);
       }
     }
-    EXPECT_EQ(seen, std::multiset<uint64_t>(cookies.begin(), cookies.end()));
     client_->Close();
     WaitForEnd();
   }
@@ -224,14 +256,7 @@ TEST_F(SessionRulesTest, NoLengthEndsNothing) {
       ASSERT_TRUE(client_->Send({0, command, ++cookie, offset, 0}));
     }
   }
-  for (uint64_t left = cookie; left > 0; --left) {
-    // Simple replies and chunks begin with different magic numbers; both have the cookie at 8.
-    const std::vector<uint8_t> start = client_->Receive(16);
-    ASSERT_EQ(start.size(), 16u);
-    if (Load32(start.data()) == 0x67446698) continue;
-    ASSERT_EQ(Load32(start.data()), 0x668e33efu);
-    client_->Receive(Load32(client_->Receive(4).data()));
-  }
+  for (uint64_t left = cookie; left > 0; --left) ReceiveCookie();
   ASSERT_TRUE(client_->Send({0, Command::kRead, ++cookie, 0, 512}));
   EXPECT_EQ(ReceiveReply(cookie).size(), 1u);
 }
