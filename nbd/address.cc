@@ -122,6 +122,21 @@ std::string PeerName(int socket) {
   return absl::StrCat("unix:pid=", peer.pid, ",uid=", peer.uid);
 }
 
+std::string PeerSite(int socket) {
+  sockaddr_storage address = {};
+  socklen_t length = sizeof(address);
+  if (getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) return "";
+  char text[INET6_ADDRSTRLEN] = "";
+  if (address.ss_family == AF_INET) {
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(address).sin_addr, text, sizeof(text));
+  } else if (address.ss_family == AF_INET6) {
+    in6_addr network = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+    std::fill(network.s6_addr + 8, network.s6_addr + 16, uint8_t{0});
+    inet_ntop(AF_INET6, &network, text, sizeof(text));
+  }
+  return text;
+}
+
 absl::StatusOr<Address> LocalAddress(int socket) {
   sockaddr_storage address = {};
   socklen_t length = sizeof(address);

@@ -40,6 +40,10 @@ struct Address {
 // "unix:pid=4711,uid=1000".
 std::string PeerName(int socket);
 
+// Whom a limit by address counts the other end of `socket` to: its IPv4 address, or its network of 64 bits,
+// which is what one site of IPv6 has. Empty for a Unix socket.
+std::string PeerSite(int socket);
+
 // The address that `socket` is bound to.
 absl::StatusOr<Address> LocalAddress(int socket);
 

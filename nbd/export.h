@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "image/block/block_device.h"
 #include "image/io/io_result.h"
+#include "nbd/access_rules.h"
 
 namespace berth::nbd {
 
@@ -33,6 +34,8 @@ struct Export {
   std::shared_ptr<BlockDevice> device;
   bool read_only = false;                     // Always true where the device is.
   bool multi_connection = false;              // NBD_FLAG_CAN_MULTI_CONN may be promised.
+  bool require_tls = false;                   // Not for clients in clear.
+  AccessRules allowed_clients;                // Of those that come in by the network.
   std::shared_ptr<RequestObserver> observer;  // May be null.
 };
 

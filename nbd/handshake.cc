@@ -28,8 +28,9 @@ bool HasData(Option option) {
 
 }  // namespace
 
-Handshake::Handshake(const ExportDirectory& directory, const HandshakeOptions& options, Admit admit)
-    : directory_(directory), options_(options), admit_(std::move(admit)) {
+Handshake::Handshake(const ExportDirectory& directory, const HandshakeOptions& options, Admit admit,
+                     Authorize authorize)
+    : directory_(directory), options_(options), admit_(std::move(admit)), authorize_(std::move(authorize)) {
   EncodeGreeting({.handshake_flags = kFlagFixedNewstyle | kFlagNoZeroes},
                  absl::MakeSpan(Append(kGreetingSize), kGreetingSize));
   Expect(Phase::kClientFlags, kClientFlagsSize);
@@ -82,12 +83,22 @@ void Handshake::Advance() {
     case Phase::kOptionData:
     case Phase::kIgnoredData:
       phase_ == Phase::kOptionData ? HandleOption() : HandleIgnoredOption();
-      if (!finished()) Expect(Phase::kOptionHeader, kOptionHeaderSize);
+      if (!finished() && !wants_tls()) Expect(Phase::kOptionHeader, kOptionHeaderSize);
       return;
+    case Phase::kUpgrade:
     case Phase::kNegotiated:
     case Phase::kClosed:
       return;
   }
+}
+
+// NBD_OPT_STARTTLS: the client's flags stay, as it does not send them again, and everything else goes.
+void Handshake::TlsStarted() {
+  encrypted_ = true;
+  negotiated_ = Negotiated();
+  contexts_.clear();
+  contexts_export_.clear();
+  Expect(Phase::kOptionHeader, kOptionHeaderSize);
 }
 
 void Handshake::Close(absl::Status reason) {
@@ -125,12 +136,18 @@ void Handshake::HandleOptionHeader() {
   if (option_.option == Option::kSetMetaContext) contexts_.clear();
 
   too_big_ = HasData(option_.option) && option_.length > options_.max_option_length;
+  needs_tls_ = options_.tls == TlsMode::kRequire && !encrypted_ && option_.option != Option::kStartTls &&
+               option_.option != Option::kAbort;
+  if (option_.option == Option::kExportName && needs_tls_ && !shutting_down_) {
+    return Close(
+        absl::PermissionDeniedError("the client asked for an export without TLS, which is required"));
+  }
   if (option_.option == Option::kExportName && (shutting_down_ || option_.length > kMaxStringSize)) {
     return Close(shutting_down_ ? absl::UnavailableError("the server is stopping")
                                 : absl::InvalidArgumentError(
                                       absl::StrCat("the export's name has ", option_.length, " bytes")));
   }
-  if (HasData(option_.option) && !too_big_) return Expect(Phase::kOptionData, option_.length);
+  if (HasData(option_.option) && !too_big_ && !needs_tls_) return Expect(Phase::kOptionData, option_.length);
   ignored_bytes_ += option_.length;
   if (ignored_bytes_ > options_.max_ignored_bytes) {
     return Close(

@@ -2,13 +2,11 @@
 //
 // It does no I/O: its owner sends what output() holds, receives at most wanted() bytes, and hands them to
 // Consume(), in pieces of any size. Reading no more than wanted() keeps what follows the negotiation in the
-// socket, where the transmission phase finds it; it is also what will make an upgrade to TLS safe, as not one
+// socket, where the transmission phase finds it; it is also what makes the upgrade to TLS safe, as not one
 // byte that was sent in the clear can be taken for one that came encrypted.
 //
-// The seam for TLS: NBD_OPT_STARTTLS is refused in HandleOption(). Once there is a transport that can do it,
-// the option ends in a third outcome beside negotiated and closed, "upgrade": the owner wraps the socket and
-// goes on with a fresh Handshake that skips the greeting, as no negotiated state may survive
-// (NBD_OPT_STARTTLS).
+// NBD_OPT_STARTTLS: once it is answered and the answer sent, wants_tls() says so, and the owner puts the
+// socket under TLS and calls TlsStarted(). Nothing that was negotiated before survives that.
 //
 // Memory is bounded by HandshakeOptions::max_option_length and some 64 KiB of replies: a client that asks and
 // does not listen is not read from, and a list of exports is written as it is sent.
@@ -35,7 +33,15 @@
 
 namespace berth::nbd {
 
+// proto.md, "Server-side requirements".
+enum class TlsMode : uint8_t {
+  kOff,      // NOTLS.
+  kAllow,    // SELECTIVETLS: exports with `require_tls` are for clients under TLS, the others for all.
+  kRequire,  // FORCEDTLS.
+};
+
 struct HandshakeOptions {
+  TlsMode tls = TlsMode::kOff;
   // A client that sends more options than this is cut off.
   uint32_t max_options = 1024;
   // Data that an option may carry, in bytes; at least 4,096 + 6. Longer is answered NBD_REP_ERR_TOO_BIG.
@@ -54,8 +60,13 @@ class Handshake {
   // (NBD_REP_ERR_POLICY). Must not block.
   using Admit = absl::AnyInvocable<absl::Status(const Export&)>;
 
-  // A new connection, to which the greeting is to be sent.
-  Handshake(const ExportDirectory& directory, const HandshakeOptions& options, Admit admit);
+  // Asked whether the client may know of an export at all; the error's text is the answer to one that names
+  // it (NBD_REP_ERR_POLICY), and a list leaves it out. Must not block.
+  using Authorize = absl::AnyInvocable<absl::Status(const Export&)>;
+
+  // A new connection, to which the greeting is to be sent. Without `authorize` every export may be known.
+  Handshake(const ExportDirectory& directory, const HandshakeOptions& options, Admit admit,
+            Authorize authorize = nullptr);
   Handshake(const Handshake&) = delete;
   Handshake& operator=(const Handshake&) = delete;
 
@@ -68,6 +79,11 @@ class Handshake {
   size_t wanted() const;
   // Takes bytes that were received; returns how many of them, which is all where they were at most wanted().
   size_t Consume(absl::Span<const uint8_t> bytes);
+
+  // The client was told to begin the TLS handshake, which the owner does once there is no output.
+  bool wants_tls() const { return phase_ == Phase::kUpgrade; }
+  // From here on all bytes come and go under TLS.
+  void TlsStarted();
 
   // The server is stopping: from now on options are answered NBD_REP_ERR_SHUTDOWN.
   void BeginShutdown() { shutting_down_ = true; }
@@ -85,7 +101,15 @@ class Handshake {
   const absl::Status& close_reason() const { return close_reason_; }
 
  private:
-  enum class Phase : uint8_t { kClientFlags, kOptionHeader, kOptionData, kIgnoredData, kNegotiated, kClosed };
+  enum class Phase : uint8_t {
+    kClientFlags,
+    kOptionHeader,
+    kOptionData,
+    kIgnoredData,
+    kUpgrade,
+    kNegotiated,
+    kClosed,
+  };
 
   void Expect(Phase phase, uint64_t bytes);
   void Advance();
@@ -102,9 +126,14 @@ class Handshake {
 
   struct Found {
     std::shared_ptr<const Export> served;
-    std::string error;  // For the client, where there is none.
+    // For the client, where there is none.
+    OptionReply reply = OptionReply::kErrUnknown;
+    std::string error;
   };
-  Found FindExport(absl::string_view name) const;
+  Found FindExport(absl::string_view name);
+  // Why the client may not have the export that was found.
+  void CheckAccess(Found& found);
+  void HandleStartTls();
   // The client selected contexts, and of this export.
   bool HasContexts(const Export& served) const;
   void FinishWith(std::shared_ptr<const Export> served);
@@ -120,6 +149,7 @@ class Handshake {
   const ExportDirectory& directory_;
   const HandshakeOptions options_;
   Admit admit_;
+  Authorize authorize_;  // May be null.
 
   Phase phase_ = Phase::kClientFlags;
   uint64_t missing_ = 0;        // Bytes until the phase's message is complete.
@@ -130,8 +160,10 @@ class Handshake {
   bool fixed_newstyle_ = false;  // The client speaks it.
   bool no_zeroes_ = false;
   bool shutting_down_ = false;
-  OptionHeader option_;   // The current one.
-  bool too_big_ = false;  // Its data was, and is ignored.
+  bool encrypted_ = false;
+  OptionHeader option_;     // The current one.
+  bool too_big_ = false;    // Its data was, and is ignored.
+  bool needs_tls_ = false;  // As "FORCEDTLS mode" wants it; its data is ignored.
   uint32_t option_count_ = 0;
   uint64_t ignored_bytes_ = 0;
 

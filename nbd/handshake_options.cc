@@ -49,6 +49,9 @@ void Handshake::HandleIgnoredOption() {
     return Close(absl::CancelledError("the client ended the negotiation"));
   }
   if (shutting_down_) return ReplyError(OptionReply::kErrShutdown, "the server is stopping");
+  if (needs_tls_) {
+    return ReplyError(OptionReply::kErrTlsReqd, "this server requires TLS; start it with NBD_OPT_STARTTLS");
+  }
   if (too_big_) {
     return ReplyError(
         OptionReply::kErrTooBig,
@@ -75,18 +78,51 @@ void Handshake::HandleIgnoredOption() {
     case Option::kExtendedHeaders:
       negotiated_.reply_style = ReplyStyle::kExtended;
       return ReplyHeader(OptionReply::kAck, 0);
-    case Option::kStartTls:  // "NOTLS mode".
-      return ReplyError(OptionReply::kErrUnsup, "this server does not offer TLS");
+    case Option::kStartTls:
+      return HandleStartTls();
     default:
       return ReplyError(OptionReply::kErrUnsup, absl::StrCat("this server does not know option ",
                                                              static_cast<uint32_t>(option_.option)));
   }
 }
 
-Handshake::Found Handshake::FindExport(absl::string_view name) const {
+void Handshake::HandleStartTls() {
+  if (encrypted_) return ReplyError(OptionReply::kErrInvalid, "the connection is under TLS already");
+  // "NOTLS mode".
+  if (options_.tls == TlsMode::kOff) {
+    return ReplyError(OptionReply::kErrUnsup, "this server does not offer TLS");
+  }
+  ReplyHeader(OptionReply::kAck, 0);
+  phase_ = Phase::kUpgrade;
+}
+
+// "SELECTIVETLS mode": TLS_REQD only where the client asks about one export or for it.
+void Handshake::CheckAccess(Found& found) {
+  if (found.served->require_tls && !encrypted_) {
+    const bool may_say =
+        options_.tls == TlsMode::kAllow && (option_.option == Option::kInfo || option_.option == Option::kGo);
+    found.reply = may_say ? OptionReply::kErrTlsReqd : OptionReply::kErrPolicy;
+    found.error =
+        absl::StrCat("export ", Quoted(found.served->name),
+                     options_.tls == TlsMode::kOff ? " is for TLS alone, which this server does not offer"
+                                                   : " requires TLS; start it with NBD_OPT_STARTTLS");
+    found.served.reset();
+  } else if (authorize_ != nullptr) {
+    if (absl::Status status = authorize_(*found.served); !status.ok()) {
+      found.reply = OptionReply::kErrPolicy;
+      found.error = std::string(status.message());
+      found.served.reset();
+    }
+  }
+}
+
+Handshake::Found Handshake::FindExport(absl::string_view name) {
   Found found;
   found.served = directory_.Find(name);
-  if (found.served != nullptr) return found;
+  if (found.served != nullptr) {
+    CheckAccess(found);
+    return found;
+  }
   if (!name.empty()) {
     found.error = absl::StrCat("there is no export ", Quoted(name), " here; a list shows those there are");
     return found;
@@ -94,6 +130,7 @@ Handshake::Found Handshake::FindExport(absl::string_view name) const {
   std::vector<std::shared_ptr<const Export>> all = directory_.List();
   if (options_.sole_export_is_default && all.size() == 1) {
     found.served = std::move(all[0]);
+    CheckAccess(found);
     return found;
   }
   found.error = absl::StrCat("there is no default export among the ", all.size(),
@@ -110,7 +147,10 @@ void Handshake::HandleExportName() {
   const absl::string_view name = Text(input_);
   if (absl::Status status = CheckExportName(name); !status.ok()) return Close(std::move(status));
   Found found = FindExport(name);
-  if (found.served == nullptr) return Close(absl::NotFoundError(found.error));
+  if (found.served == nullptr) {
+    return Close(found.reply == OptionReply::kErrUnknown ? absl::NotFoundError(found.error)
+                                                         : absl::PermissionDeniedError(found.error));
+  }
   if (absl::Status status = admit_(*found.served); !status.ok()) {
     return Close(absl::PermissionDeniedError(status.message()));
   }
@@ -129,7 +169,7 @@ void Handshake::HandleInfo() {
   absl::StatusOr<InfoRequest> request = ParseInfoRequest(input_);
   if (!request.ok()) return ReplyError(ReplyFor(request.status()), request.status().message());
   Found found = FindExport(request->name);
-  if (found.served == nullptr) return ReplyError(OptionReply::kErrUnknown, found.error);
+  if (found.served == nullptr) return ReplyError(found.reply, found.error);
   const bool go = option_.option == Option::kGo;
   if (go) {
     if (absl::Status status = admit_(*found.served); !status.ok()) {
@@ -151,7 +191,7 @@ void Handshake::HandleMetaContext() {
   absl::StatusOr<MetaContextRequest> request = ParseMetaContextRequest(input_);
   if (!request.ok()) return ReplyError(ReplyFor(request.status()), request.status().message());
   Found found = FindExport(request->name);
-  if (found.served == nullptr) return ReplyError(OptionReply::kErrUnknown, found.error);
+  if (found.served == nullptr) return ReplyError(found.reply, found.error);
 
   ContextSelection selection = SelectContexts(OfferedContexts(*found.served), *request, set,
                                               negotiated_.reply_style == ReplyStyle::kExtended);
@@ -198,6 +238,9 @@ void Handshake::ContinueList() {
   for (; next != all.end(); ++next) {
     if (output_.size() >= kListBytes) return;
     const Export& listed = **next;
+    // What the client may not know of: "MAY omit exports that are TLS-only".
+    if (listed.require_tls && !encrypted_) continue;
+    if (authorize_ != nullptr && !authorize_(listed).ok()) continue;
     const absl::string_view description = CutAtCharacter(listed.description, kMaxStringSize);
     ReplyHeader(OptionReply::kServer, 4 + listed.name.size() + description.size());
     Store32(Append(4), static_cast<uint32_t>(listed.name.size()));

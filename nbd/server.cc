@@ -18,7 +18,9 @@
 #include "absl/time/clock.h"
 #include "image/io/mutex.h"
 #include "image/io/task.h"
+#include "nbd/client_identity.h"
 #include "nbd/protocol_string.h"
+#include "nbd/tls/tls_transport.h"
 #include "nbd/transport.h"
 
 namespace berth::nbd {
@@ -64,6 +66,8 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   using Selection = std::optional<absl::string_view>;
 
   void Accepted(UniqueFd socket);
+  // The reason where the connection is one too many.
+  absl::Status CheckLimits(const std::string& site) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ListenerEnded();
   void Forget(Connection* connection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<std::shared_ptr<Connection>> Select(Selection name) const;
@@ -82,6 +86,7 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   std::vector<std::unique_ptr<Listener>> listeners_ ABSL_GUARDED_BY(mutex_);
   size_t running_listeners_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<Connection*, std::shared_ptr<Connection>> connections_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, size_t> sites_ ABSL_GUARDED_BY(mutex_);  // How many connections each has.
   // By export, those admitted.
   std::map<std::string, std::set<Connection*>, std::less<>> clients_ ABSL_GUARDED_BY(mutex_);
   ServerStatistics statistics_ ABSL_GUARDED_BY(mutex_);
@@ -95,6 +100,7 @@ class Server::Connection : public std::enable_shared_from_this<Connection> {
       : core_(std::move(core)),
         reactor_(reactor),
         peer_(PeerName(socket.get())),
+        site_(PeerSite(socket.get())),
         socket_(std::move(socket)) {}
 
   static void Start(std::shared_ptr<Connection> self) {
@@ -110,12 +116,18 @@ class Server::Connection : public std::enable_shared_from_this<Connection> {
     reactor_.Post([self = shared_from_this()] { self->AbortHere(); });
   }
 
+  // As PeerSite() says it.
+  const std::string& site() const { return site_; }
+  const std::string& peer() const { return peer_; }
+
   // The export that it was admitted to. Under the core's mutex, or on its reactor.
   std::optional<std::string> export_name;
 
  private:
   static Task<void> Run(std::shared_ptr<Connection> self);
   Task<absl::Status> Negotiate();
+  Task<absl::Status> StartTls();
+  absl::Status Authorize(const Export& served) const;
   absl::Status Admit(const Export& served);
   void StartTransmission(Negotiated negotiated);
   void StopHere();
@@ -124,10 +136,13 @@ class Server::Connection : public std::enable_shared_from_this<Connection> {
 
   const std::shared_ptr<Core> core_;
   Reactor& reactor_;
-  const std::string peer_;
+  std::string peer_;
+  const std::string site_;
+  ClientIdentity identity_;
 
   UniqueFd socket_;                       // Until Run().
   std::unique_ptr<Transport> transport_;  // During the handshake.
+  PlainTransport* plain_ = nullptr;       // The same, until it is under TLS.
   std::unique_ptr<Handshake> handshake_;  // During the handshake.
   Reactor::Timer deadline_;               // Of the handshake.
   absl::Status cut_off_;                  // Why the deadline, or a stop, ended the handshake.
@@ -138,15 +153,19 @@ class Server::Connection : public std::enable_shared_from_this<Connection> {
 
 Task<void> Server::Connection::Run(std::shared_ptr<Connection> self) {
   Connection& here = *self;
-  here.transport_ = MakePlainTransport(here.reactor_, std::move(here.socket_));
+  auto plain = MakePlainTransport(here.reactor_, std::move(here.socket_));
+  here.plain_ = plain.get();
+  here.transport_ = std::move(plain);
   const absl::Duration timeout = here.core_->options().handshake_timeout;
   here.deadline_ = Reactor::Timer(here.reactor_, timeout, [&here, timeout] {
     here.cut_off_ = absl::DeadlineExceededError(
         absl::StrCat("the handshake was not over after ", absl::FormatDuration(timeout)));
     here.transport_->Shutdown();
   });
-  here.handshake_ = std::make_unique<Handshake>(here.core_->directory(), here.core_->options().handshake,
-                                                [&here](const Export& served) { return here.Admit(served); });
+  here.handshake_ = std::make_unique<Handshake>(
+      here.core_->directory(), here.core_->options().handshake,
+      [&here](const Export& served) { return here.Admit(served); },
+      [&here](const Export& served) { return here.Authorize(served); });
   if (here.stopping_) here.StopHere();
   if (here.aborting_) here.AbortHere();
   const absl::Status status = co_await here.Negotiate();
@@ -178,6 +197,11 @@ Task<absl::Status> Server::Connection::Negotiate() {
     }
     if (handshake_->negotiated()) co_return absl::OkStatus();
     if (handshake_->finished()) co_return handshake_->close_reason();
+    if (handshake_->wants_tls()) {
+      if (absl::Status status = co_await StartTls(); !status.ok()) co_return status;
+      handshake_->TlsStarted();
+      continue;
+    }
     const iovec bytes = {buffer.data(), std::min(buffer.size(), handshake_->wanted())};
     const int received = co_await transport_->Receive(absl::MakeConstSpan(&bytes, 1));
     if (received == 0) co_return absl::UnavailableError("the client closed the connection");
@@ -185,6 +209,32 @@ Task<absl::Status> Server::Connection::Negotiate() {
     handshake_->Consume(absl::MakeConstSpan(buffer.data(), static_cast<size_t>(received)));
     co_await reactor_.Yield();
   }
+}
+
+// The deadline of the handshake as a whole holds for this part of it too.
+Task<absl::Status> Server::Connection::StartTls() {
+  auto under_tls = MakeTlsTransport(reactor_, plain_->TakeSocket(), core_->options().tls_credentials());
+  TlsTransport& transport = *under_tls;
+  plain_ = nullptr;
+  transport_ = std::move(under_tls);
+  absl::Status status = co_await transport.Handshake(core_->options().handshake_timeout);
+  if (!status.ok()) co_return status;
+  identity_ = {.distinguished_name = transport.peer().distinguished_name,
+               .psk_user = transport.peer().psk_user};
+  if (!identity_.distinguished_name.empty()) absl::StrAppend(&peer_, " (", identity_.distinguished_name, ")");
+  if (!identity_.psk_user.empty()) absl::StrAppend(&peer_, " (psk:", identity_.psk_user, ")");
+  co_return status;
+}
+
+absl::Status Server::Connection::Authorize(const Export& served) const {
+  if (core_->options().allowed_clients.Allows(identity_) && served.allowed_clients.Allows(identity_)) {
+    return absl::OkStatus();
+  }
+  std::string who = "a client without a certificate or a pre-shared key";
+  if (!identity_.distinguished_name.empty()) who = Quoted(identity_.distinguished_name);
+  if (!identity_.psk_user.empty()) who = absl::StrCat("the user ", Quoted(identity_.psk_user));
+  return absl::PermissionDeniedError(
+      absl::StrCat("export ", Quoted(served.name), " is not for ", who, "; its rules say who may use it"));
 }
 
 absl::Status Server::Connection::Admit(const Export& served) {
@@ -240,16 +290,32 @@ absl::StatusOr<Address> Server::Core::Listen(const Address& address, const Liste
 
 void Server::Core::Accepted(UniqueFd socket) {
   auto connection = std::make_shared<Connection>(shared_from_this(), pool_.Next(), std::move(socket));
+  absl::Status refused;
   {
     MutexLock lock(&mutex_);
     ++statistics_.accepted;
-    if (stopping_ || connections_.size() >= options_.max_connections) {
-      if (!stopping_) ++statistics_.over_limit;
-      return;
+    if (stopping_) return;
+    refused = CheckLimits(connection->site());
+    if (refused.ok()) {
+      connections_.emplace(connection.get(), connection);
+      if (!connection->site().empty()) ++sites_[connection->site()];
+    } else {
+      ++statistics_.over_limit;
     }
-    connections_.emplace(connection.get(), connection);
   }
-  Connection::Start(std::move(connection));
+  if (refused.ok()) return Connection::Start(std::move(connection));
+  if (observer_ != nullptr) observer_->Rejected(connection->peer(), refused);
+}
+
+absl::Status Server::Core::CheckLimits(const std::string& site) {
+  if (connections_.size() >= options_.max_connections) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("there are ", connections_.size(), " connections, which is as many as there may be"));
+  }
+  const auto found = sites_.find(site);
+  if (found == sites_.end() || found->second < options_.max_connections_per_address) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(site, " has ", found->second, " connections, which is as many as one address may have"));
 }
 
 void Server::Core::ListenerEnded() {
@@ -291,6 +357,8 @@ void Server::Core::Ended(Connection* connection, const std::string& peer, const 
   MutexLock lock(&mutex_);
   if (!connection->export_name.has_value()) ++statistics_.not_admitted;
   Forget(connection);
+  if (auto site = sites_.find(connection->site()); site != sites_.end() && --site->second == 0)
+    sites_.erase(site);
   connections_.erase(connection);
   changed_.SignalAll();
 }

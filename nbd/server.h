@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,18 +22,20 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "image/io/reactor_pool.h"
+#include "nbd/access_rules.h"
 #include "nbd/address.h"
 #include "nbd/export.h"
 #include "nbd/handshake.h"
 #include "nbd/listener.h"
 #include "nbd/session.h"
+#include "nbd/tls/credentials.h"
 
 namespace berth::nbd {
 
 // One that has an export.
 struct Client {
   std::string export_name;
-  std::string peer;  // As PeerName() says it.
+  std::string peer;  // As PeerName() says it, and under TLS who it is: "127.0.0.1:4711 (CN=agent,O=Example)".
 };
 
 // Hears of clients on the reactors' threads: thread-safe, quick, never blocks.
@@ -47,23 +50,31 @@ class ClientObserver {
   // client said good-bye or was asked to leave.
   virtual void Disconnected(const Client& client, const absl::Status& reason) = 0;
   // A connection came to nothing: the reason of Handshake::close_reason(), DEADLINE_EXCEEDED where the client
-  // took too long, or UNAVAILABLE where it was gone. As often as clients like: log it with a limit.
+  // took too long, UNAUTHENTICATED where TLS failed, RESOURCE_EXHAUSTED where its address has too many
+  // connections, or UNAVAILABLE where it was gone. As often as clients like: log it with a limit.
   virtual void Rejected(absl::string_view peer, const absl::Status& reason) = 0;
 };
 
 struct ServerOptions {
   size_t max_connections = 1024;  // In all; those past it are closed as soon as they are accepted.
   size_t max_connections_per_export = 256;
+  // Of one IPv4 address or IPv6 network (PeerSite()); Unix sockets have none. Those past it are closed at
+  // once.
+  size_t max_connections_per_address = 1024;
   absl::Duration handshake_timeout = absl::Seconds(10);  // From connecting to the transmission phase.
   absl::Duration stop_timeout = absl::Seconds(10);       // Of the destructor.
   HandshakeOptions handshake;
   SessionOptions session;
+  // What a TLS handshake begins with; needed unless `handshake.tls` is kOff. Thread-safe, never blocks.
+  std::function<std::shared_ptr<const TlsCredentials>()> tls_credentials;
+  // Of all exports; an export's own come after them.
+  AccessRules allowed_clients;
 };
 
 struct ServerStatistics {
-  size_t connections = 0;     // Now, with those in the handshake.
-  uint64_t accepted = 0;      // Ever.
-  uint64_t over_limit = 0;    // Of those: closed because there were max_connections.
+  size_t connections = 0;   // Now, with those in the handshake.
+  uint64_t accepted = 0;    // Ever.
+  uint64_t over_limit = 0;  // Of those: closed because there were max_connections, or so many of an address.
   uint64_t not_admitted = 0;  // Of those: ended before the transmission phase.
 };
 
