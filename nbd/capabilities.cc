@@ -14,8 +14,14 @@ uint16_t TransmissionFlags(const Export& served, ReplyStyle reply_style, bool ha
   if (served.read_only || traits.read_only) return flags | kFlagReadOnly;
   flags |= kFlagSendWriteZeroes;
   if (traits.can_discard) flags |= kFlagSendTrim;
+  if (traits.resizable && served.resize != nullptr) flags |= kFlagSendResize;
   if (traits.fast_zero) flags |= kFlagSendFastZero;
   return flags;
+}
+
+uint64_t ServedSize(const Export& served, const BlockSizes& sizes) {
+  const uint64_t size = served.device->size();
+  return size - size % sizes.minimum;
 }
 
 }  // namespace berth::nbd

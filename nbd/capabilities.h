@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "nbd/block_sizes.h"
 #include "nbd/export.h"
 #include "nbd/negotiated.h"
 
@@ -13,6 +14,10 @@ namespace berth::nbd {
 // the session refuses what is not in it. Pure; any thread.
 // `has_contexts`: the client selected a metadata context.
 uint16_t TransmissionFlags(const Export& served, ReplyStyle reply_style, bool has_contexts = false);
+
+// The size that clients with such block sizes are told: what does not fill a block of the device's end is
+// left out, as it could not be addressed ("Size constraints"). Pure; any thread.
+uint64_t ServedSize(const Export& served, const BlockSizes& sizes);
 
 }  // namespace berth::nbd
 

@@ -62,6 +62,24 @@ TEST(CapabilitiesTest, NothingIsPromisedThatTheDeviceDoesNotSay) {
   EXPECT_EQ(Flags(traits), kWritable | kFastZero);
 }
 
+// "NBD_FLAG_SEND_RESIZE": where the device can, the export lets clients, and they may write.
+TEST(CapabilitiesTest, ResizeNeedsTheDeviceAndTheExport) {
+  constexpr uint16_t kResize = 0x0200;
+  const auto flags = [](bool resizable, bool allowed, bool read_only) {
+    BlockTraits traits = Plain();
+    traits.resizable = resizable;
+    Export served;
+    served.device = std::make_shared<Described>(traits);
+    served.read_only = read_only;
+    if (allowed) served.resize = [](uint64_t) { return absl::OkStatus(); };
+    return TransmissionFlags(served, ReplyStyle::kSimple);
+  };
+  EXPECT_EQ(flags(true, false, false), kWritable);
+  EXPECT_EQ(flags(false, true, false), kWritable);
+  EXPECT_EQ(flags(true, true, false), kWritable | kResize);
+  EXPECT_EQ(flags(true, true, true), kReadable | kReadOnly);
+}
+
 // "NBD_FLAG_CAN_MULTI_CONN": a flush on one connection covers the completed writes of all.
 TEST(CapabilitiesTest, SeveralConnectionsNeedTheDeviceAndTheExport) {
   BlockTraits traits = Plain();

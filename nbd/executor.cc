@@ -5,7 +5,9 @@
 #include <cerrno>
 #include <utility>
 
+#include "image/io/blocking_pool.h"
 #include "image/io/monotonic_clock.h"
+#include "nbd/block_sizes.h"
 
 namespace berth::nbd {
 namespace {
@@ -62,6 +64,30 @@ uint32_t StatusOf(const Extent& extent) {
   if (!extent.allocated) status |= kStateHole;
   if (extent.zero) status |= kStateZero;
   return status;
+}
+
+// Resizes are rare, and one at a time by contract. Made with the first and never destroyed, as sessions may
+// live until the process ends.
+BlockingPool& ResizeThread() {
+  static BlockingPool& pool = *new BlockingPool(1);
+  return pool;
+}
+
+int ErrnoOfResize(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kFailedPrecondition:
+      return EPERM;
+    case absl::StatusCode::kResourceExhausted:
+      return ENOSPC;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kOutOfRange:
+      return EINVAL;
+    case absl::StatusCode::kUnavailable:
+      return ESHUTDOWN;
+    default:
+      return EIO;
+  }
 }
 
 }  // namespace
@@ -123,7 +149,7 @@ void Executor::BlockStatus(const Request& request, ContextMask contexts) {
 
 void Executor::Serve(const Request& request) {
   ++requests_in_flight_;
-  if (request.length == 0 && request.command != Command::kFlush) {
+  if (request.length == 0 && request.command != Command::kFlush && request.command != Command::kResize) {
     return Finish(request, IoResult::Ok(), Buffer(), batch_started_);
   }
   switch (request.command) {
@@ -142,10 +168,11 @@ void Executor::Serve(const Request& request) {
       if (request.length > kPieceBytes) return Run(request, ZeroInPieces(request), Buffer());
       return Run(request, channel_.Zero(request.offset, request.length, ZeroFlagsOf(request.flags)),
                  Buffer());
+    case Command::kResize:
+      return Spawn(Resize(request, gate_.Enter()));
     case Command::kBlockStatus:
     case Command::kWrite:
     case Command::kDisconnect:
-    case Command::kResize:
       break;
   }
   assert(false);  // CheckRequest() lets nothing else pass.
@@ -232,9 +259,25 @@ Task<IoResult> Executor::LookUp(Request request, size_t context, std::vector<Sta
   }
   std::vector<Extent> allocation;
   const IoResult result = co_await channel_.Extents(request.offset, request.length, &allocation);
+  AlignExtents(negotiated_.block_sizes.minimum, &allocation);
   extents->reserve(allocation.size());
   for (const Extent& extent : allocation) extents->push_back({extent.length, StatusOf(extent)});
   co_return result;
+}
+
+// NBD_CMD_RESIZE.
+Task<void> Executor::Resize(Request request, Gate::Holder) {
+  const Export& served = *negotiated_.served;
+  const uint64_t before = served.device->size();
+  const auto resize = [&served, size = request.offset] { return served.resize(size); };
+  const absl::Status status = co_await ResizeThread().Run(reactor_, resize);
+  if (status.ok()) {
+    if (request.offset < before) former_size_ = std::max(former_size_, before);
+    writer_.Success(request);
+  } else {
+    writer_.Failure(request, {ErrnoOfResize(status), "the export could not be resized", {}});
+  }
+  Answered();
 }
 
 void Executor::Finish(const Request& request, IoResult result, Buffer payload, int64_t started) {

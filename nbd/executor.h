@@ -62,6 +62,9 @@ class Executor {
            negotiated_.contexts.size() * writer_.BlockStatusBytes(kMaxExtents);
   }
 
+  // The largest size from which this connection made the export smaller; 0 where it did not.
+  uint64_t former_size() const { return former_size_; }
+
   // Requests whose reply has not left yet.
   size_t requests_in_flight() const { return requests_in_flight_; }
   // The connection's memory in buffers; whoever allocates for it charges it here.
@@ -115,6 +118,7 @@ class Executor {
   Task<IoResult> ZeroInPieces(Request request);
   Task<void> ServeBlockStatus(Request request, ContextMask contexts, int64_t started, Gate::Holder holder);
   Task<IoResult> AnswerContext(Request request, size_t context, bool last);
+  Task<void> Resize(Request request, Gate::Holder holder);
   Task<IoResult> LookUp(Request request, size_t context, std::vector<StatusExtent>* extents);
 
   void Finish(const Request& request, IoResult result, Buffer payload, int64_t started);
@@ -135,6 +139,7 @@ class Executor {
   size_t requests_in_flight_ = 0;
   size_t bytes_held_ = 0;
   bool stopping_ = false;
+  uint64_t former_size_ = 0;
   bool in_batch_ = false;
   bool flush_scheduled_ = false;
   size_t batch_bytes_ = 0;

@@ -3,15 +3,18 @@
 #define BERTH_NBD_EXPORT_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "image/block/block_device.h"
 #include "image/io/io_result.h"
 #include "nbd/access_rules.h"
+#include "nbd/block_sizes.h"
 
 namespace berth::nbd {
 
@@ -37,6 +40,10 @@ struct Export {
   bool require_tls = false;                   // Not for clients in clear.
   AccessRules allowed_clients;                // Of those that come in by the network.
   std::shared_ptr<RequestObserver> observer;  // May be null.
+  BlockSizes block_sizes;                     // Passed CheckBlockSizes().
+  // Changes the size for a client (NBD_CMD_RESIZE), on a thread where it may block, one call at a time. Null,
+  // as it should be unless somebody asked for it: clients cannot.
+  std::function<absl::Status(uint64_t new_size)> resize;
 };
 
 // Thread-safe; must not block, as reactors call it.

@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -144,6 +145,7 @@ class Handshake {
   void ReplyHeader(OptionReply type, size_t length);
   void ReplyError(OptionReply type, absl::string_view text);
   void ReplyInfo(const Export& served, const InfoRequest& request);
+  void ReplyBlockSizes(const Export& served);
   void ReplyInfoText(InfoType type, absl::string_view text);
 
   const ExportDirectory& directory_;
@@ -175,6 +177,9 @@ class Handshake {
   // What NBD_OPT_SET_META_CONTEXT chose, and for which export.
   std::vector<MetaContext> contexts_;
   std::string contexts_export_;
+
+  // The last export whose block sizes the client asked for; none at first, which no name may be taken for.
+  std::optional<std::string> block_sizes_told_of_;
 
   Negotiated negotiated_;
   absl::Status close_reason_;

@@ -7,6 +7,7 @@
 #include "image/null/null_device.h"
 #include "nbd/export_map.h"
 #include "nbd/handshake.h"
+#include "tests/fakes/status_device.h"
 
 namespace berth::nbd {
 namespace {
@@ -25,6 +26,18 @@ const ExportMap& Exports() {
       added->device = std::make_shared<NullDevice>(1 << 20);
       made->Add(std::move(added));
     }
+    auto device = std::make_shared<StatusDevice>(std::make_shared<NullDevice>(1 << 20));
+    device->Offer("x-test:one", false, 1);
+    device->Offer("x-test:wide", true, 1);
+    auto offering = std::make_shared<Export>();
+    offering->name = "bitmaps";
+    offering->device = std::move(device);
+    made->Add(std::move(offering));
+    auto strict = std::make_shared<Export>();
+    strict->name = "strict";
+    strict->device = std::make_shared<NullDevice>((1 << 20) + 1);
+    strict->block_sizes = {.minimum = 4096, .must_be_asked_for = true};
+    made->Add(std::move(strict));
     return made;
   }();
   return *exports;
@@ -66,6 +79,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const berth::nbd::Negotiated negotiated = handshake.TakeNegotiated();
     Require(negotiated.served != nullptr && negotiated.served->name != "a/b");
     Require(negotiated.contexts.empty() || negotiated.reply_style != berth::nbd::ReplyStyle::kSimple);
+    for (const berth::nbd::MetaContext& context : negotiated.contexts) {
+      Require(context.source == nullptr || !context.source->wide() ||
+              negotiated.reply_style == berth::nbd::ReplyStyle::kExtended);
+    }
   } else if (handshake.finished()) {
     Require(!handshake.close_reason().ok());
   }

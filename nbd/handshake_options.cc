@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "nbd/block_sizes.h"
 #include "nbd/capabilities.h"
 #include "nbd/context_selection.h"
 #include "nbd/handshake.h"
@@ -23,9 +24,8 @@ absl::string_view Text(const std::vector<uint8_t>& bytes) {
   return absl::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
-// "Size constraints": a power of two, and not less than 512.
-uint32_t PreferredBlockSize(const BlockTraits& traits) {
-  return std::clamp(traits.preferred_alignment, kDefaultPreferredBlockSize, kMaxPayload);
+BlockSizes BlockSizesOf(const Export& served) {
+  return ToldBlockSizes(served.block_sizes, served.device->traits());
 }
 
 }  // namespace
@@ -151,11 +151,14 @@ void Handshake::HandleExportName() {
     return Close(found.reply == OptionReply::kErrUnknown ? absl::NotFoundError(found.error)
                                                          : absl::PermissionDeniedError(found.error));
   }
+  if (found.served->block_sizes.must_be_asked_for && found.served->block_sizes.constraining()) {
+    return Close(absl::PermissionDeniedError("NBD_OPT_EXPORT_NAME, which cannot ask for block sizes"));
+  }
   if (absl::Status status = admit_(*found.served); !status.ok()) {
     return Close(absl::PermissionDeniedError(status.message()));
   }
   uint8_t info[kInfoExportSize];
-  EncodeInfoExport({.size = found.served->device->size(),
+  EncodeInfoExport({.size = ServedSize(*found.served, BlockSizesOf(*found.served)),
                     .transmission_flags = TransmissionFlags(*found.served, negotiated_.reply_style)},
                    absl::MakeSpan(info));
   // The same two values as in NBD_INFO_EXPORT, without its type.
@@ -171,6 +174,13 @@ void Handshake::HandleInfo() {
   Found found = FindExport(request->name);
   if (found.served == nullptr) return ReplyError(found.reply, found.error);
   const bool go = option_.option == Option::kGo;
+  if (request->wants_block_size) block_sizes_told_of_ = found.served->name;
+  const BlockSizes& sizes = found.served->block_sizes;
+  if (sizes.must_be_asked_for && sizes.constraining() && block_sizes_told_of_ != found.served->name) {
+    ReplyBlockSizes(*found.served);
+    return ReplyError(OptionReply::kErrBlockSizeReqd,
+                      "the export has block sizes that a client must ask for (NBD_INFO_BLOCK_SIZE) and keep");
+  }
   if (go) {
     if (absl::Status status = admit_(*found.served); !status.ok()) {
       return ReplyError(OptionReply::kErrPolicy, status.message());
@@ -222,6 +232,7 @@ bool Handshake::HasContexts(const Export& served) const {
 
 void Handshake::FinishWith(std::shared_ptr<const Export> served) {
   if (HasContexts(*served)) negotiated_.contexts = std::move(contexts_);
+  negotiated_.block_sizes = BlockSizesOf(*served);
   negotiated_.served = std::move(served);
   phase_ = Phase::kNegotiated;
 }
@@ -256,18 +267,22 @@ void Handshake::ContinueList() {
 void Handshake::ReplyInfo(const Export& served, const InfoRequest& request) {
   ReplyHeader(OptionReply::kInfo, kInfoExportSize);
   EncodeInfoExport(
-      {.size = served.device->size(),
+      {.size = ServedSize(served, BlockSizesOf(served)),
        .transmission_flags = TransmissionFlags(served, negotiated_.reply_style, HasContexts(served))},
       absl::MakeSpan(Append(kInfoExportSize), kInfoExportSize));
   if (request.wants_name) ReplyInfoText(InfoType::kName, served.name);
   if (request.wants_description && !served.description.empty()) {
     ReplyInfoText(InfoType::kDescription, CutAtCharacter(served.description, kMaxStringSize));
   }
-  if (request.wants_block_size) {
-    ReplyHeader(OptionReply::kInfo, kInfoBlockSizeSize);
-    EncodeInfoBlockSize({.preferred = PreferredBlockSize(served.device->traits())},
-                        absl::MakeSpan(Append(kInfoBlockSizeSize), kInfoBlockSizeSize));
-  }
+  // "The server MUST send this info if it ... intends to enforce size constraints other than the defaults."
+  if (request.wants_block_size || served.block_sizes.constraining()) ReplyBlockSizes(served);
+}
+
+void Handshake::ReplyBlockSizes(const Export& served) {
+  const BlockSizes sizes = BlockSizesOf(served);
+  ReplyHeader(OptionReply::kInfo, kInfoBlockSizeSize);
+  EncodeInfoBlockSize({sizes.minimum, sizes.preferred, sizes.maximum_payload},
+                      absl::MakeSpan(Append(kInfoBlockSizeSize), kInfoBlockSizeSize));
 }
 
 void Handshake::ReplyInfoText(InfoType type, absl::string_view text) {

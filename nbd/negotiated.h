@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "image/block/status_context.h"
+#include "nbd/block_sizes.h"
 #include "nbd/export.h"
 #include "nbd/wire.h"
 
@@ -31,6 +32,7 @@ inline constexpr char kBaseAllocation[] = "base:allocation";
 struct Negotiated {
   std::shared_ptr<const Export> served;
   ReplyStyle reply_style = ReplyStyle::kSimple;
+  BlockSizes block_sizes;  // What requests are held against.
   // Not empty only with structured or extended replies. Without any, NBD_CMD_BLOCK_STATUS is an error.
   std::vector<MetaContext> contexts;
 };

@@ -34,8 +34,9 @@ Rule RuleFor(const Request& request) {
               .writes = true};
     case Command::kBlockStatus:
       return {.command_flags = kCommandFlagReqOne | kCommandFlagPayloadLen};
-    case Command::kDisconnect:
     case Command::kResize:
+      return {.needed_flag = kFlagSendResize, .writes = true};
+    case Command::kDisconnect:
       break;
   }
   return {.known = false};
@@ -54,10 +55,21 @@ uint16_t AllowedFlags(const Request& request, const Rule& rule, const RequestBou
   return allowed;
 }
 
+// How much of the export a request is about. Of a RESIZE the offset is the new size; a BLOCK_STATUS may have
+// its length in a payload.
+uint64_t RangeLength(const Request& request) {
+  if (request.command == Command::kResize) return 0;
+  if (request.command == Command::kBlockStatus && (request.flags & kCommandFlagPayloadLen) != 0) return 0;
+  return request.length;
+}
+
 Refusal CheckRange(const Request& request, const Rule& rule, const RequestBounds& bounds) {
   if (request.offset <= bounds.size && request.length <= bounds.size - request.offset) return {};
   // "Error values": ENOSPC for writes and zeroes, EINVAL for the others, trim among them.
-  const bool no_space = rule.writes && request.command != Command::kTrim;
+  // NBD_CMD_RESIZE: ENOSPC for every request behind the end that the client itself has moved.
+  const bool cut_off =
+      request.offset <= bounds.former_size && request.length <= bounds.former_size - request.offset;
+  const bool no_space = cut_off || (rule.writes && request.command != Command::kTrim);
   Refusal refusal = {no_space ? ENOSPC : EINVAL, "the range goes past the end of the export", {}};
   if (request.offset < bounds.size) refusal.offset = bounds.size;
   return refusal;
@@ -79,6 +91,7 @@ Refusal CheckRequest(const Request& request, const RequestBounds& bounds) {
     return {EPERM, "the export is read-only", {}};
   }
   if ((rule.needed_flag & ~bounds.transmission_flags) != 0) {
+    if (request.command == Command::kResize) return {EPERM, "the export does not let clients resize it", {}};
     return {EINVAL, "the export does not offer this command", {}};
   }
   if ((request.flags & ~AllowedFlags(request, rule, bounds)) != 0) {
@@ -92,15 +105,19 @@ Refusal CheckRequest(const Request& request, const RequestBounds& bounds) {
     if (request.offset == 0 && request.length == 0) return {};
     return {EINVAL, "a flush has neither offset nor length", {}};
   }
+  if (((request.offset | RangeLength(request)) & (bounds.minimum_block - 1)) != 0) {
+    return {EINVAL, "offset or length is no multiple of the minimum block size", {}};
+  }
+  if (request.command == Command::kResize) return {};
   if (request.command == Command::kBlockStatus) {
     if (!bounds.has_contexts) return {EINVAL, "no metadata context was selected", {}};
     if (payload_flag) return {};
     if (request.length == 0) return {EINVAL, "a block status of no bytes", {}};
   }
-  if (rule.has_payload && request.length > kMaxPayload) {
+  if (rule.has_payload && request.length > bounds.maximum_payload) {
     // NBD_CMD_READ: a client with structured replies knows EOVERFLOW and tries again with less.
     const bool overflow = request.command == Command::kRead && bounds.reply_style != ReplyStyle::kSimple;
-    return {overflow ? EOVERFLOW : EINVAL, "more than 32 MiB in one request", {}};
+    return {overflow ? EOVERFLOW : EINVAL, "more than the maximum payload in one request", {}};
   }
   // "Size constraints": what is no faster than writing is not done for more than a compact request can say.
   if (request.command == Command::kWriteZeroes && request.length > kMaxSlowZeroes &&

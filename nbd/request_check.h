@@ -13,7 +13,11 @@ namespace berth::nbd {
 
 // What requests of one connection are held against.
 struct RequestBounds {
-  uint64_t size = 0;  // Of the device, in bytes, now.
+  uint64_t size = 0;  // Of the export, in bytes, now.
+  // What the client had before it made the export smaller; else 0.
+  uint64_t former_size = 0;
+  uint32_t minimum_block = 1;
+  uint32_t maximum_payload = kMaxPayload;
   uint16_t transmission_flags = 0;
   ReplyStyle reply_style = ReplyStyle::kSimple;
   bool has_contexts = false;

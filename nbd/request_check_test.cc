@@ -149,9 +149,58 @@ TEST(RequestCheckTest, ReadOnlyRefusesWhatWrites) {
 }
 
 TEST(RequestCheckTest, UnknownCommandsAreRefused) {
-  EXPECT_EQ(Check(Command::kResize, 0, 512), EINVAL);
   EXPECT_EQ(Check(static_cast<Command>(9), 0, 0), EINVAL);
   EXPECT_EQ(Check(static_cast<Command>(0xffff), 0, 0), EINVAL);
+}
+
+// "Size constraints": EINVAL where a request "is not aligned to advertised minimum block size boundaries".
+TEST(RequestCheckTest, RequestsKeepToBlocks) {
+  RequestBounds bounds = Bounds(kEverything | kFlagSendResize | kFlagBlockStatusPayload);
+  bounds.minimum_block = 4096;
+  for (const Command command : kRanges) {
+    SCOPED_TRACE(static_cast<int>(command));
+    EXPECT_EQ(Check(command, 4096, 8192, 0, bounds), 0);
+    EXPECT_EQ(Check(command, 4096 + 512, 8192, 0, bounds), EINVAL);
+    EXPECT_EQ(Check(command, 4096, 8192 + 512, 0, bounds), EINVAL);
+    EXPECT_EQ(Check(command, 1, 1, 0, bounds), EINVAL);
+  }
+  EXPECT_EQ(Check(Command::kFlush, 0, 0, 0, bounds), 0);
+  EXPECT_EQ(Check(Command::kResize, 8192, 1, 0, bounds), 0);
+  EXPECT_EQ(Check(Command::kResize, 8193, 0, 0, bounds), EINVAL);
+  // The length of a payload is no range.
+  EXPECT_EQ(Check(Command::kBlockStatus, 4096, 12, kCommandFlagPayloadLen, bounds), 0);
+}
+
+TEST(RequestCheckTest, PayloadsKeepToTheirMaximum) {
+  RequestBounds bounds = Bounds();
+  bounds.maximum_payload = 1 << 20;
+  EXPECT_EQ(Check(Command::kRead, 0, 1 << 20, 0, bounds), 0);
+  EXPECT_EQ(Check(Command::kRead, 0, (1 << 20) + 512, 0, bounds), EOVERFLOW);
+  EXPECT_EQ(Check(Command::kWrite, 0, (1 << 20) + 512, 0, bounds), EINVAL);
+  EXPECT_EQ(Check(Command::kTrim, 0, (1 << 20) + 512, 0, bounds), 0);
+}
+
+// NBD_CMD_RESIZE of the branch extension-resize: EPERM where "server configuration does not allow this".
+TEST(RequestCheckTest, AResizeHasToBeAllowed) {
+  EXPECT_EQ(Check(Command::kResize, 4096, 0), EPERM);
+  const RequestBounds allowed = Bounds(kEverything | kFlagSendResize);
+  EXPECT_EQ(Check(Command::kResize, 4096, 0, 0, allowed), 0);
+  EXPECT_EQ(Check(Command::kResize, kMaxOffset, 0, 0, allowed), 0) << "sizes are the device's to judge";
+  EXPECT_EQ(Check(Command::kResize, 4096, 0, kCommandFlagNoHole, allowed), EINVAL);
+  RequestBounds read_only = allowed;
+  read_only.transmission_flags |= kFlagReadOnly;
+  EXPECT_EQ(Check(Command::kResize, 4096, 0, 0, read_only), EPERM);
+}
+
+// "requests beyond the new size but not beyond the old one MUST fail with ENOSPC".
+TEST(RequestCheckTest, WhatTheClientCutOffHasNoSpace) {
+  RequestBounds bounds = Bounds();
+  bounds.former_size = bounds.size + 8192;
+  for (const Command command : kRanges) {
+    EXPECT_EQ(Check(command, bounds.size, 8192, 0, bounds), ENOSPC);
+    EXPECT_EQ(Check(command, bounds.size - 512, 1024, 0, bounds), ENOSPC);
+    EXPECT_EQ(Check(command, bounds.size, 8193, 0, bounds), PastTheEnd(command));
+  }
 }
 
 TEST(RequestCheckTest, AFlushHasNoRange) {

@@ -194,9 +194,8 @@ TEST_F(SessionExtendedTest, PayloadsThatNobodyExpectsAreReadPast) {
   Start();
   for (const size_t size : {1u, 4096u, 300'000u, kMaxPayload}) {
     const std::vector<uint8_t> payload = Pattern(size, 1);
-    for (const Command command :
-         {Command::kRead, Command::kFlush, Command::kTrim, Command::kCache, Command::kWriteZeroes,
-          Command::kBlockStatus, Command::kResize, static_cast<Command>(99)}) {
+    for (const Command command : {Command::kRead, Command::kFlush, Command::kTrim, Command::kCache,
+                                  Command::kWriteZeroes, Command::kBlockStatus, static_cast<Command>(99)}) {
       EXPECT_EQ(AskError(command, 0, size, kCommandFlagPayloadLen, payload), Error::kInval) << size;
     }
     EXPECT_EQ(AskError(Command::kWrite, kSize, size, kCommandFlagPayloadLen, payload), Error::kNoSpc);

@@ -1,9 +1,9 @@
 // Arbitrary bytes as a client's stream in the transmission phase, against a device in memory.
 //
 // The first byte chooses: bit 0 structured replies, bit 1 tight bounds, bit 2 a read-only export, bit 3 magic
-// numbers put where requests begin, so that random bytes get past them. The rest is the stream. It must
-// neither crash nor hang the session; with structured replies, which tell their own length, what comes back
-// must be whole messages.
+// numbers put where requests begin, so that random bytes get past them, bit 4 extended headers, bit 5 blocks
+// of 4 KiB, bit 6 an export that clients may resize. The rest is the stream. It must neither crash nor hang
+// the session; with chunks, which tell their own length, what comes back must be whole messages.
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -17,8 +17,10 @@
 
 #include "image/io/reactor_pool.h"
 #include "image/memory/memory_device.h"
+#include "nbd/request_check.h"
 #include "nbd/session.h"
 #include "nbd/wire.h"
+#include "tests/fakes/status_device.h"
 
 namespace berth::nbd {
 namespace {
@@ -40,11 +42,17 @@ ReactorPool& Reactors() {
   return *pool;
 }
 
-void PutMagicNumbers(std::vector<uint8_t>& stream) {
-  for (size_t at = 0; at + kRequestSize <= stream.size();) {
-    Store32(&stream[at], kRequestMagic);
-    const bool write = Load16(&stream[at + 6]) == static_cast<uint16_t>(Command::kWrite);
-    at += kRequestSize + (write ? Load32(&stream[at + 24]) : 0);
+void PutMagicNumbers(ReplyStyle style, std::vector<uint8_t>& stream) {
+  const bool extended = style == ReplyStyle::kExtended;
+  const size_t size = RequestSize(style);
+  for (size_t at = 0; stream.size() - at >= size;) {
+    Store32(&stream[at], extended ? kExtendedRequestMagic : kRequestMagic);
+    Request request;
+    const absl::Span<const uint8_t> header(&stream[at], size);
+    Require(extended ? DecodeExtendedRequest(header, &request) : DecodeRequest(header, &request), "magic");
+    const uint64_t payload = PayloadLength(request, style);
+    if (payload > stream.size() - at - size) return;
+    at += size + static_cast<size_t>(payload);
   }
 }
 
@@ -75,16 +83,16 @@ std::vector<uint8_t> Exchange(int socket, absl::Span<const uint8_t> stream) {
   }
 }
 
-void CheckMessages(absl::Span<const uint8_t> replies) {
+void CheckMessages(ReplyStyle style, absl::Span<const uint8_t> replies) {
   while (!replies.empty()) {
     size_t size = kSimpleReplySize;
     Require(replies.size() >= size, "a reply is cut");
-    if (Load32(replies.data()) == kStructuredReplyMagic) {
+    if (style == ReplyStyle::kExtended || Load32(replies.data()) == kStructuredReplyMagic) {
       ChunkHeader header;
-      Require(
-          replies.size() >= kChunkHeaderSize && DecodeChunkHeader(ReplyStyle::kStructured, replies, &header),
-          "a chunk is cut");
-      size = kChunkHeaderSize + header.length;
+      Require(replies.size() >= ChunkHeaderSize(style) && DecodeChunkHeader(style, replies, &header),
+              "a chunk is cut, or has another magic number");
+      Require(header.length <= kMaxPayload + 8, "a chunk is larger than a payload");
+      size = ChunkHeaderSize(style) + static_cast<size_t>(header.length);
     } else {
       Require(Load32(replies.data()) == kSimpleReplyMagic, "a reply without its magic number");
     }
@@ -93,22 +101,42 @@ void CheckMessages(absl::Span<const uint8_t> replies) {
   }
 }
 
-void Run(uint8_t choice, std::vector<uint8_t> stream) {
-  auto device = MemoryDevice::Create(kDeviceSize);
-  Require(device.ok(), "no device");
+ReplyStyle StyleOf(uint8_t choice) {
+  if ((choice & 16) != 0) return ReplyStyle::kExtended;
+  return (choice & 1) != 0 ? ReplyStyle::kStructured : ReplyStyle::kSimple;
+}
+
+Negotiated MakeNegotiated(uint8_t choice) {
+  auto memory = MemoryDevice::Create(kDeviceSize);
+  Require(memory.ok(), "no device");
+  auto device = std::make_shared<StatusDevice>(*std::move(memory));
+  device->Offer("x-test:one", false, 1);
   auto served = std::make_shared<Export>();
-  served->device = *std::move(device);
+  served->device = device;
   served->read_only = (choice & 4) != 0;
-  Negotiated negotiated;
-  negotiated.served = served;
-  const bool structured = (choice & 1) != 0;
-  if (structured) {
-    negotiated.reply_style = ReplyStyle::kStructured;
-    negotiated.contexts = {{1, kBaseAllocation}};
+  if ((choice & 64) != 0) {
+    served->resize = [device = device.get()](uint64_t size) {
+      // What the fuzzer writes to has to fit into memory.
+      if (size > 2 * kDeviceSize) return absl::OutOfRangeError("too large");
+      return device->Resize(size);
+    };
   }
+  Negotiated negotiated;
+  negotiated.reply_style = StyleOf(choice);
+  if ((choice & 32) != 0) negotiated.block_sizes.minimum = 4096;
+  if (negotiated.reply_style != ReplyStyle::kSimple) {
+    negotiated.contexts = {{1, kBaseAllocation}, {2, "x-test:one", device->contexts()[0]}};
+  }
+  negotiated.served = std::move(served);
+  return negotiated;
+}
+
+void Run(uint8_t choice, std::vector<uint8_t> stream) {
+  Negotiated negotiated = MakeNegotiated(choice);
+  const ReplyStyle style = negotiated.reply_style;
   SessionOptions options;
   if ((choice & 2) != 0) options.max_bytes_in_flight = options.max_requests_in_flight = 1;
-  if ((choice & 8) != 0) PutMagicNumbers(stream);
+  if ((choice & 8) != 0) PutMagicNumbers(style, stream);
 
   int ends[2];
   Require(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "no socketpair");
@@ -120,7 +148,7 @@ void Run(uint8_t choice, std::vector<uint8_t> stream) {
                    [&ended] { ended.set_value(); });
   const std::vector<uint8_t> replies = Exchange(client.get(), stream);
   Require(ended.get_future().wait_for(std::chrono::seconds(60)) == std::future_status::ready, "no end");
-  if (structured) CheckMessages(replies);
+  if (style != ReplyStyle::kSimple) CheckMessages(style, replies);
 }
 
 }  // namespace

@@ -61,6 +61,8 @@ Transmission::Transmission(Reactor& reactor, std::unique_ptr<Transport> transpor
       buffer_(executor_.pool(), executor_.bytes_held()),
       request_size_(RequestSize(negotiated_.reply_style)) {
   bounds_.reply_style = negotiated_.reply_style;
+  bounds_.minimum_block = negotiated_.block_sizes.minimum;
+  bounds_.maximum_payload = negotiated_.block_sizes.maximum_payload;
   bounds_.has_contexts = !negotiated_.contexts.empty();
   bounds_.transmission_flags =
       TransmissionFlags(*negotiated_.served, negotiated_.reply_style, bounds_.has_contexts);
@@ -117,7 +119,8 @@ Task<void> Transmission::Run() {
 
 Transmission::Next Transmission::ServeReceived() {
   sent_ = false;
-  bounds_.size = negotiated_.served->device->size();
+  bounds_.size = ServedSize(*negotiated_.served, negotiated_.block_sizes);
+  bounds_.former_size = executor_.former_size();
   bounds_.stopping = stopping_;
   executor_.BeginBatch();
   Next next = Next::kServe;

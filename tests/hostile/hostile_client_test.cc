@@ -3,6 +3,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -355,6 +356,28 @@ TEST_P(HostileClientTest, StopTellsThoseInTheHandshake) {
   EXPECT_FALSE(Connect().connected());
   EXPECT_EQ(server().Listen(nbd::Address::Parse("127.0.0.1:0").value()).status().code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+// "Termination of the session during option haggling": "SHOULD error further options received ... with
+// NBD_REP_ERR_SHUTDOWN". Asks without end while the server stops. A machine that does not let it run within
+// the server's short grace hears nothing, so it tries more than once.
+TEST_P(HostileClientTest, StopAnswersOptionsWithShutdown) {
+  constexpr uint32_t kAck = 1, kShutdown = 0x80000007;
+  nbd::ServerOptions options;
+  options.handshake.max_options = 1 << 30;
+  uint32_t last = 0;
+  for (int attempt = 0; attempt < 50 && last != kShutdown; ++attempt) {
+    Start(options);
+    ByteClient client = Connect();
+    ASSERT_TRUE(client.Greet());
+    std::thread asking([&client, &last] {
+      do last = client.Ask(kOptList).type;
+      while (last == kAck);
+    });
+    EXPECT_TRUE(server().Stop(Soon()).ok());
+    asking.join();
+  }
+  EXPECT_EQ(last, kShutdown);
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, HostileClientTest, ::testing::Values(Way::kUnix, Way::kTcp),
