@@ -56,8 +56,9 @@ void BlockDeviceConformance::SetUp() {
 }
 
 void BlockDeviceConformance::TearDown() {
-  pool_.reset();
+  // A device that is a connection takes leave of its server on the reactors.
   device_.reset();
+  pool_.reset();
 }
 
 ReferenceModel BlockDeviceConformance::InitialModel() const {
