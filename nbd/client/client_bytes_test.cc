@@ -1,5 +1,5 @@
-// What a Client sends and what it takes, against bytes written out by hand from the specification: compact
-// requests with simple and structured replies, and extended headers (the specification's branch
+// What a RemoteConnection sends and what it takes, against bytes written out by hand from the specification:
+// compact requests with simple and structured replies, and extended headers (the specification's branch
 // extension-ext-header), which no client in Debian speaks.
 #include <cerrno>
 #include <string>
@@ -27,29 +27,29 @@ TEST_F(ClientBytesTest, CompactRequestsAndSimpleReplies) {
 
   const std::vector<uint8_t> out = {'x', 'y', 'z'};
   std::future<IoResult> write =
-      Begin([&out](Client& client) { return client.Write(0x102030405, out, WriteFlags::kFua); });
+      Begin([&out](RemoteConnection& client) { return client.Write(0x102030405, out, WriteFlags::kFua); });
   EXPECT_EQ(Received(31), Hex("25609513 0001 0001 0000000000000002 0000000102030405 00000003") + "xyz");
   Send(Hex("67446698 0000001c 0000000000000002"));
   EXPECT_EQ(ErrorOf(write), ENOSPC);
 
-  std::future<IoResult> flush = Begin([](Client& client) { return client.Flush(); });
+  std::future<IoResult> flush = Begin([](RemoteConnection& client) { return client.Flush(); });
   EXPECT_EQ(Received(28), Hex("25609513 0000 0003 0000000000000003 0000000000000000 00000000"));
   Send(Hex("67446698 00000000 0000000000000003"));
   EXPECT_EQ(ErrorOf(flush), 0);
 
-  std::future<IoResult> trim = Begin([](Client& client) { return client.Discard(512, 1024); });
+  std::future<IoResult> trim = Begin([](RemoteConnection& client) { return client.Discard(512, 1024); });
   EXPECT_EQ(Received(28), Hex("25609513 0000 0004 0000000000000004 0000000000000200 00000400"));
   Send(Hex("67446698 00000000 0000000000000004"));
   EXPECT_EQ(ErrorOf(trim), 0);
 
-  std::future<IoResult> zero = Begin([](Client& client) {
+  std::future<IoResult> zero = Begin([](RemoteConnection& client) {
     return client.Zero(0, 512, ZeroFlags::kFua | ZeroFlags::kNoUnmap | ZeroFlags::kFastOnly);
   });
   EXPECT_EQ(Received(28), Hex("25609513 0013 0006 0000000000000005 0000000000000000 00000200"));
   Send(Hex("67446698 0000005f 0000000000000005"));
   EXPECT_EQ(ErrorOf(zero), ENOTSUP);
 
-  std::future<IoResult> cache = Begin([](Client& client) { return client.Prefetch(0, 4096); });
+  std::future<IoResult> cache = Begin([](RemoteConnection& client) { return client.Prefetch(0, 4096); });
   EXPECT_EQ(Received(28), Hex("25609513 0000 0005 0000000000000006 0000000000000000 00001000"));
   Send(Hex("67446698 00000000 0000000000000006"));
   EXPECT_EQ(ErrorOf(cache), 0);
@@ -99,7 +99,7 @@ TEST_F(ClientBytesTest, StructuredReplies) {
   EXPECT_EQ(ErrorOf(read), EINVAL);  // As an error value that nobody knows.
 
   // A simple reply to what has no payload.
-  std::future<IoResult> flush = Begin([](Client& client) { return client.Flush(); });
+  std::future<IoResult> flush = Begin([](RemoteConnection& client) { return client.Flush(); });
   Received(28);
   Send(Hex("67446698 00000000 0000000000000005"));
   EXPECT_EQ(ErrorOf(flush), 0);
@@ -125,7 +125,7 @@ TEST_F(ClientBytesTest, StructuredBlockStatus) {
 
   // As BlockChannel wants them: base:allocation alone, no longer than asked for.
   std::vector<Extent> extents;
-  asked = Begin([&extents](Client& client) { return client.Extents(0x10000, 0x2000, &extents); });
+  asked = Begin([&extents](RemoteConnection& client) { return client.Extents(0x10000, 0x2000, &extents); });
   Received(28);
   Send(Hex("668e33ef 0000 0005 0000000000000002 0000000c 00000008 00000200 00000005") +
        Hex("668e33ef 0001 0005 0000000000000002 0000001c 00000007 "
@@ -158,25 +158,26 @@ TEST_F(ClientBytesTest, ExtendedHeaders) {
   // "the flag MUST be set for NBD_CMD_WRITE": bit 5.
   const std::vector<uint8_t> out = {'x', 'y', 'z'};
   std::future<IoResult> write =
-      Begin([&out](Client& client) { return client.Write(0x10, out, WriteFlags::kFua); });
+      Begin([&out](RemoteConnection& client) { return client.Write(0x10, out, WriteFlags::kFua); });
   EXPECT_EQ(Received(35),
             Hex("21e41c71 0021 0001 0000000000000002 0000000000000010 0000000000000003") + "xyz");
   Send(Hex("6e8a278c 0001 0000 0000000000000002 0000000000000010 0000000000000000"));
   EXPECT_EQ(ErrorOf(write), 0);
 
   // Lengths of 64 bits, where there is no payload.
-  std::future<IoResult> trim = Begin([](Client& client) { return client.Discard(0, 0x123456789a); });
+  std::future<IoResult> trim =
+      Begin([](RemoteConnection& client) { return client.Discard(0, 0x123456789a); });
   EXPECT_EQ(Received(32), Hex("21e41c71 0000 0004 0000000000000003 0000000000000000 000000123456789a"));
   Send(Hex("6e8a278c 0001 0000 0000000000000003 0000000000000000 0000000000000000"));
   EXPECT_EQ(ErrorOf(trim), 0);
   std::future<IoResult> zero =
-      Begin([](Client& client) { return client.Zero(0x200, 0x100000000, ZeroFlags::kNoUnmap); });
+      Begin([](RemoteConnection& client) { return client.Zero(0x200, 0x100000000, ZeroFlags::kNoUnmap); });
   EXPECT_EQ(Received(32), Hex("21e41c71 0002 0006 0000000000000004 0000000000000200 0000000100000000"));
   Send(Hex("6e8a278c 0001 8001 0000000000000004 0000000000000200 0000000000000008 0000001c 0002") + "no");
   EXPECT_EQ(ErrorOf(zero), ENOSPC);
   EXPECT_EQ(LastFailure().message, "no");
 
-  std::future<IoResult> flush = Begin([](Client& client) { return client.Flush(); });
+  std::future<IoResult> flush = Begin([](RemoteConnection& client) { return client.Flush(); });
   EXPECT_EQ(Received(32), Hex("21e41c71 0000 0003 0000000000000005 0000000000000000 0000000000000000"));
   Send(Hex("6e8a278c 0001 0000 0000000000000005 0000000000000000 0000000000000000"));
   EXPECT_EQ(ErrorOf(flush), 0);
@@ -205,7 +206,8 @@ TEST_F(ClientBytesTest, ExtendedBlockStatus) {
 
   // Bit 5 says that a payload follows: the length that it is about, and the IDs.
   std::vector<Extent> extents;
-  asked = Begin([&extents](Client& client) { return client.Extents(0x200, 0x100000000, &extents); });
+  asked =
+      Begin([&extents](RemoteConnection& client) { return client.Extents(0x200, 0x100000000, &extents); });
   EXPECT_EQ(Received(44), Hex("21e41c71 0020 0007 0000000000000002 0000000000000200 000000000000000c "
                               "0000000100000000 00000007"));
   Send(

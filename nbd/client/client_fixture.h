@@ -1,4 +1,4 @@
-// ClientTest: a Client on one end of a socketpair, and the server's end in the test's hands.
+// ClientTest: a RemoteConnection on one end of a socketpair, and the server's end in the test's hands.
 #ifndef BERTH_NBD_CLIENT_CLIENT_FIXTURE_H_
 #define BERTH_NBD_CLIENT_CLIENT_FIXTURE_H_
 
@@ -11,8 +11,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "image/io/reactor_pool.h"
-#include "nbd/client/client.h"
 #include "nbd/client/hex_bytes.h"
+#include "nbd/client/remote_connection.h"
 #include "nbd/raw_client.h"
 
 namespace berth::nbd {
@@ -52,7 +52,7 @@ class ClientTest : public testing::Test {
       Connection connection;
       connection.transport = MakePlainTransport(reactor(), std::move(own));
       connection.agreement = {info_, style};
-      client_ = std::make_unique<Client>(reactor(), std::move(connection), options_);
+      client_ = std::make_unique<RemoteConnection>(reactor(), std::move(connection), options_);
       co_return;
     });
   }
@@ -65,18 +65,19 @@ class ClientTest : public testing::Test {
     RunOn(reactor(), [this] { return client_->Disconnect(); });
   }
   void BeginDisconnect() {
-    disconnected_ = Begin([](Client& client) -> Task<IoResult> {
+    disconnected_ = Begin([](RemoteConnection& client) -> Task<IoResult> {
                       co_await client.Disconnect();
                       co_return IoResult::Ok();
                     }).share();
   }
 
-  // Starts `operation`, a Task<IoResult> of a Client&.
+  // Starts `operation`, a Task<IoResult> of a RemoteConnection&.
   template <typename Operation>
   std::future<IoResult> Begin(Operation operation) {
     auto promise = std::make_shared<std::promise<IoResult>>();
     reactor().Post([this, promise, operation] {
-      Spawn([](Client& client, Operation run, std::shared_ptr<std::promise<IoResult>> ended) -> Task<void> {
+      Spawn([](RemoteConnection& client, Operation run,
+               std::shared_ptr<std::promise<IoResult>> ended) -> Task<void> {
         const IoResult result = co_await run(client);
         ended->set_value(result);
       }(*client_, operation, promise));
@@ -84,12 +85,14 @@ class ClientTest : public testing::Test {
     return promise->get_future();
   }
   std::future<IoResult> BeginRead(uint64_t offset, std::vector<uint8_t>* out) {
-    return Begin([offset, out](Client& client) { return client.Read(offset, absl::MakeSpan(*out)); });
+    return Begin(
+        [offset, out](RemoteConnection& client) { return client.Read(offset, absl::MakeSpan(*out)); });
   }
   std::future<IoResult> BeginStatus(uint64_t offset, uint64_t length, std::vector<ContextStatus>* out,
                                     bool one = false, std::vector<uint32_t> ids = {}) {
     auto kept = std::make_shared<std::vector<uint32_t>>(std::move(ids));
-    return Begin([=](Client& client) { return client.BlockStatus(offset, length, one, *kept, out); });
+    return Begin(
+        [=](RemoteConnection& client) { return client.BlockStatus(offset, length, one, *kept, out); });
   }
 
   // What the client sends next.
@@ -122,9 +125,9 @@ class ClientTest : public testing::Test {
 
   std::unique_ptr<ReactorPool> pool_;
   ExportInfo info_;
-  ClientOptions options_;
+  RemoteOptions options_;
   std::unique_ptr<RawClient> peer_;
-  std::unique_ptr<Client> client_;
+  std::unique_ptr<RemoteConnection> client_;
 
  private:
   std::shared_future<IoResult> disconnected_;

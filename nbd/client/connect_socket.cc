@@ -76,7 +76,7 @@ SocketAddress VsockAddress(uint32_t cid, uint32_t port) {
 
 absl::Status ConnectError(const Uri& uri, int error) {
   std::string text = absl::StrCat("cannot connect to ", ServerName(uri));
-  if (error == ETIMEDOUT || error == ECANCELED) {
+  if (error == ETIMEDOUT) {
     return absl::DeadlineExceededError(absl::StrCat(text, ": no answer in time"));
   }
   if (uri.family == Uri::Family::kVsock && (error == EAFNOSUPPORT || error == ENODEV)) {
@@ -108,8 +108,13 @@ Task<UniqueFd> ConnectTo(Reactor& reactor, const SocketAddress& address, absl::D
   }
   Reactor::Operation operation =
       reactor.Connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length);
-  const Reactor::Timer timer(reactor, timeout, [&reactor, &operation] { reactor.Cancel(operation); });
+  bool timed_out = false;
+  const Reactor::Timer timer(reactor, timeout, [&reactor, &operation, &timed_out] {
+    timed_out = true;
+    reactor.Cancel(operation);
+  });
   *error = -co_await operation;
+  if (*error != 0 && timed_out) *error = ETIMEDOUT;  // Whatever it was told as.
   if (*error != 0) socket.Reset();
   co_return socket;
 }
@@ -145,6 +150,7 @@ Task<absl::StatusOr<Addresses>> Find(Reactor& reactor, BlockingPool& pool, const
 std::string ServerName(const Uri& uri) {
   switch (uri.family) {
     case Uri::Family::kUnix:
+      if (uri.socket[0] == '\0') return absl::StrCat("abstract Unix socket ", Quoted(uri.socket.substr(1)));
       return absl::StrCat("Unix socket ", Quoted(uri.socket));
     case Uri::Family::kVsock:
       return absl::StrCat("vsock ", uri.cid, ":", uri.port);

@@ -14,7 +14,7 @@
 
 namespace berth::nbd {
 
-// Whom a URI is about, for messages: "127.0.0.1:10809", "unix socket '/run/nbd.sock'", "vsock 2:10809".
+// Whom a URI is about, for messages: "127.0.0.1:10809", "Unix socket '/run/nbd.sock'", "vsock 2:10809".
 std::string ServerName(const Uri& uri);
 
 // On the reactor's thread. `pool` looks names up. A host's addresses are tried one after the other, each with

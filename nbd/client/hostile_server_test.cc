@@ -31,8 +31,9 @@ class HostileServerTest : public ClientTest {
     SCOPED_TRACE(std::string(text));
     Restart(style);
     std::vector<uint8_t> memory(48, 0xaa);
-    std::future<IoResult> read = Begin(
-        [&memory](Client& client) { return client.Read(4096, absl::MakeSpan(memory).subspan(16, 16)); });
+    std::future<IoResult> read = Begin([&memory](RemoteConnection& client) {
+      return client.Read(4096, absl::MakeSpan(memory).subspan(16, 16));
+    });
     peer_->Receive(RequestSize(style));
     Send(bytes);
     peer_->Close();
@@ -42,7 +43,7 @@ class HostileServerTest : public ClientTest {
       EXPECT_TRUE(memory[i] == 0xaa || (i >= 16 && i < 32)) << i;
     }
     // Later ones hear of it at once.
-    std::future<IoResult> later = Begin([](Client& client) { return client.Flush(); });
+    std::future<IoResult> later = Begin([](RemoteConnection& client) { return client.Flush(); });
     EXPECT_EQ(ErrorOf(later), EIO);
   }
   void ExpectReadLie(ReplyStyle style, absl::string_view bytes, absl::string_view text) {
@@ -232,7 +233,8 @@ TEST_F(HostileServerTest, EverybodyHearsOfTheEnd) {
   std::vector<std::future<IoResult>> reads;
   for (auto& buffer : buffers) reads.push_back(BeginRead(0, &buffer));
   const std::vector<uint8_t> data(1 << 20, 'w');
-  reads.push_back(Begin([&data](Client& client) { return client.Write(0, data, WriteFlags::kNone); }));
+  reads.push_back(
+      Begin([&data](RemoteConnection& client) { return client.Write(0, data, WriteFlags::kNone); }));
   peer_->Receive(kRequestSize * 50);
   Send(Hex("67446698 00000000 00000000000000ff"));
   for (std::future<IoResult>& read : reads) EXPECT_EQ(ErrorOf(read), EIO);
@@ -257,7 +259,7 @@ TEST_F(HostileServerTest, TheOldestRequestCounts) {
   peer_->Receive(kRequestSize);
   // One flush after the other is answered, as long as there is a connection.
   for (uint64_t cookie = 2; Status().ok(); ++cookie) {
-    std::future<IoResult> flush = Begin([](Client& client) { return client.Flush(); });
+    std::future<IoResult> flush = Begin([](RemoteConnection& client) { return client.Flush(); });
     std::vector<uint8_t> request(kRequestSize);
     if (recv(peer_->fd(), request.data(), request.size(), MSG_WAITALL) != kRequestSize) break;
     std::vector<uint8_t> reply(kSimpleReplySize);
@@ -276,7 +278,7 @@ TEST_F(HostileServerTest, AServerThatDoesNotRead) {
   Start(kSimple, 4096);
   const std::vector<uint8_t> data(8 << 20, 'w');
   std::future<IoResult> write =
-      Begin([&data](Client& client) { return client.Write(0, data, WriteFlags::kNone); });
+      Begin([&data](RemoteConnection& client) { return client.Write(0, data, WriteFlags::kNone); });
   EXPECT_EQ(ErrorOf(write), EIO);
   ExpectBroken(absl::StatusCode::kDeadlineExceeded, "was not answered");
 }
@@ -286,14 +288,14 @@ TEST_F(HostileServerTest, AWriteAnsweredBeforeItsDataAreTaken) {
   Start(kSimple, 4096);
   const std::vector<uint8_t> data(8 << 20, 'w');
   std::future<IoResult> write =
-      Begin([&data](Client& client) { return client.Write(0, data, WriteFlags::kNone); });
+      Begin([&data](RemoteConnection& client) { return client.Write(0, data, WriteFlags::kNone); });
   peer_->Receive(kRequestSize);
   Send(Hex("67446698 00000001 0000000000000001"));
   EXPECT_EQ(peer_->Receive(data.size()), data);
   EXPECT_EQ(ErrorOf(write), EPERM);
   // Answered twice is once too often.
   Send(Hex("67446698 00000001 0000000000000001"));
-  std::future<IoResult> flush = Begin([](Client& client) { return client.Flush(); });
+  std::future<IoResult> flush = Begin([](RemoteConnection& client) { return client.Flush(); });
   EXPECT_EQ(ErrorOf(flush), EIO);
   ExpectBroken(absl::StatusCode::kInternal, "the cookie 1 of no request");
 }
@@ -302,7 +304,7 @@ TEST_F(HostileServerTest, AnsweredEarlyAndThenGone) {
   Start(kSimple, 4096);
   const std::vector<uint8_t> data(8 << 20, 'w');
   std::future<IoResult> write =
-      Begin([&data](Client& client) { return client.Write(0, data, WriteFlags::kNone); });
+      Begin([&data](RemoteConnection& client) { return client.Write(0, data, WriteFlags::kNone); });
   peer_->Receive(kRequestSize);
   Send(Hex("67446698 00000000 0000000000000001"));
   peer_->Close();
@@ -317,7 +319,7 @@ TEST_F(HostileServerTest, AServerThatStops) {
   peer_->Receive(2 * kRequestSize);
   Send(Hex("67446698 0000006c 0000000000000001"));
   EXPECT_EQ(ErrorOf(first), ESHUTDOWN);
-  std::future<IoResult> third = Begin([](Client& client) { return client.Flush(); });
+  std::future<IoResult> third = Begin([](RemoteConnection& client) { return client.Flush(); });
   EXPECT_EQ(ErrorOf(third), ESHUTDOWN);
   Send(Hex("67446698 00000000 0000000000000002") + "data");
   EXPECT_EQ(ErrorOf(second), 0);

@@ -4,6 +4,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "nbd/protocol_string.h"
 
 namespace berth::nbd {
@@ -71,7 +72,9 @@ absl::Status Violation(absl::string_view what) {
 std::string ServerText(absl::string_view text) {
   const absl::string_view cut = CutAtCharacter(text, kMaxShown);
   const std::string escaped = IsProtocolString(cut) ? absl::Utf8SafeCHexEscape(cut) : absl::CHexEscape(cut);
-  return absl::StrCat("\"", escaped, cut.size() < text.size() ? "..." : "", "\"");
+  // In double quotes the single ones need no escape.
+  return absl::StrCat("\"", absl::StrReplaceAll(escaped, {{"\\'", "'"}}),
+                      cut.size() < text.size() ? "..." : "", "\"");
 }
 
 absl::Status Refusal(Option option, OptionReply type, absl::Span<const uint8_t> data) {

@@ -8,12 +8,13 @@ namespace berth::nbd {
 
 Task<absl::StatusOr<std::unique_ptr<RemoteExport>>> RemoteExport::Connect(Reactor& reactor,
                                                                           BlockingPool& pool, const Uri& uri,
-                                                                          const ClientOptions& options,
+                                                                          const RemoteOptions& options,
                                                                           size_t connections) {
-  std::vector<std::unique_ptr<Client>> clients;
+  std::vector<std::unique_ptr<RemoteConnection>> clients;
   absl::Status shortage;
   do {
-    absl::StatusOr<std::unique_ptr<Client>> client = co_await Client::Connect(reactor, pool, uri, options);
+    absl::StatusOr<std::unique_ptr<RemoteConnection>> client =
+        co_await RemoteConnection::Connect(reactor, pool, uri, options);
     if (!client.ok()) {
       if (clients.empty()) co_return client.status();
       shortage = client.status();
@@ -47,8 +48,8 @@ BlockTraits RemoteExport::traits() const {
   return traits;
 }
 
-Client& RemoteExport::Best() {
-  const auto load = [](const std::unique_ptr<Client>& client) {
+RemoteConnection& RemoteExport::Best() {
+  const auto load = [](const std::unique_ptr<RemoteConnection>& client) {
     return std::tuple(!client->status().ok(), client->requests_in_flight());
   };
   return **std::min_element(clients_.begin(), clients_.end(),
@@ -82,7 +83,7 @@ Task<IoResult> RemoteExport::Extents(uint64_t offset, uint64_t length, std::vect
 }
 
 Task<void> RemoteExport::Disconnect() {
-  for (const std::unique_ptr<Client>& client : clients_) co_await client->Disconnect();
+  for (const std::unique_ptr<RemoteConnection>& client : clients_) co_await client->Disconnect();
 }
 
 }  // namespace berth::nbd

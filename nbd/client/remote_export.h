@@ -22,27 +22,29 @@
 #include "image/io/blocking_pool.h"
 #include "image/io/reactor.h"
 #include "image/io/task.h"
-#include "nbd/client/client.h"
+#include "nbd/client/remote_connection.h"
 #include "nbd/client/uri.h"
 
 namespace berth::nbd {
 
 class RemoteExport final : public BlockChannel {
  public:
-  // At most `connections`, at least one. Errors as Client::Connect() of the first. Where the server lets
-  // fewer in, or says different things of the export on another, there are fewer, and shortage() says why.
+  // At most `connections`, at least one. Errors as RemoteConnection::Connect() of the first. Where the server
+  // lets fewer in, or says different things of the export on another, there are fewer, and shortage() says
+  // why.
   static Task<absl::StatusOr<std::unique_ptr<RemoteExport>>> Connect(Reactor& reactor, BlockingPool& pool,
                                                                      const Uri& uri,
-                                                                     const ClientOptions& options,
+                                                                     const RemoteOptions& options,
                                                                      size_t connections);
 
-  explicit RemoteExport(std::vector<std::unique_ptr<Client>> clients) : clients_(std::move(clients)) {}
+  explicit RemoteExport(std::vector<std::unique_ptr<RemoteConnection>> clients)
+      : clients_(std::move(clients)) {}
 
   const ExportInfo& info() const { return clients_[0]->info(); }
   // What is true of a BlockDevice over it, as the server says.
   BlockTraits traits() const;
   size_t connections() const { return clients_.size(); }
-  const Client& client(size_t index) const { return *clients_[index]; }
+  const RemoteConnection& client(size_t index) const { return *clients_[index]; }
   // OK where there are as many connections as were wanted and allowed.
   const absl::Status& shortage() const { return shortage_; }
 
@@ -54,14 +56,14 @@ class RemoteExport final : public BlockChannel {
   Task<IoResult> Prefetch(uint64_t offset, uint64_t length) override;
   Task<IoResult> Extents(uint64_t offset, uint64_t length, std::vector<Extent>* out) override;
 
-  // As Client::Disconnect(), of all connections.
+  // As RemoteConnection::Disconnect(), of all connections.
   Task<void> Disconnect();
 
  private:
   // One that works, with the fewest requests under way; any, where none works.
-  Client& Best();
+  RemoteConnection& Best();
 
-  const std::vector<std::unique_ptr<Client>> clients_;  // Never empty.
+  const std::vector<std::unique_ptr<RemoteConnection>> clients_;  // Never empty.
   absl::Status shortage_;
 };
 

@@ -1,8 +1,9 @@
-// Client: one connection to an export of an NBD server, in the transmission phase, as a BlockChannel.
+// RemoteConnection: one connection to an export of an NBD server, in the transmission phase, as a
+// BlockChannel.
 //
-//   absl::StatusOr<std::unique_ptr<Client>> client = co_await Client::Connect(reactor, pool, uri, options);
-//   IoResult result = co_await (*client)->Read(0, buffer);
-//   co_await (*client)->Disconnect();
+//   absl::StatusOr<std::unique_ptr<RemoteConnection>> client = co_await RemoteConnection::Connect(reactor,
+//   pool, uri, options); IoResult result = co_await (*client)->Read(0, buffer); co_await
+//   (*client)->Disconnect();
 //
 // Any number of operations may be under way; they are on the wire at once and are matched by cookie. What is
 // larger than the server takes at once is cut into pieces. A server without NBD_CMD_WRITE_ZEROES gets zeroes
@@ -17,8 +18,8 @@
 // requests under way still get their answers, and others fail with ESHUTDOWN.
 //
 // Thread: confined to its reactor. Lifetime: Disconnect() has been awaited before it is destroyed.
-#ifndef BERTH_NBD_CLIENT_CLIENT_H_
-#define BERTH_NBD_CLIENT_CLIENT_H_
+#ifndef BERTH_NBD_CLIENT_REMOTE_CONNECTION_H_
+#define BERTH_NBD_CLIENT_REMOTE_CONNECTION_H_
 
 #include <cstdint>
 #include <map>
@@ -48,7 +49,7 @@
 
 namespace berth::nbd {
 
-struct ClientOptions {
+struct RemoteOptions {
   DialOptions dial = {};
   // A request that is not answered for so long ends the connection.
   absl::Duration request_timeout = absl::Seconds(60);
@@ -66,15 +67,16 @@ struct RequestFailure {
   std::optional<uint64_t> error_offset;  // Where it failed, where the server said so.
 };
 
-class Client final : public BlockChannel {
+class RemoteConnection final : public BlockChannel {
  public:
   // Errors as Dial().
-  static Task<absl::StatusOr<std::unique_ptr<Client>>> Connect(Reactor& reactor, BlockingPool& pool,
-                                                               const Uri& uri, const ClientOptions& options);
+  static Task<absl::StatusOr<std::unique_ptr<RemoteConnection>>> Connect(Reactor& reactor, BlockingPool& pool,
+                                                                         const Uri& uri,
+                                                                         const RemoteOptions& options);
 
   // On the reactor's thread; `connection` belongs to it.
-  Client(Reactor& reactor, Connection connection, const ClientOptions& options);
-  ~Client() override;
+  RemoteConnection(Reactor& reactor, Connection connection, const RemoteOptions& options);
+  ~RemoteConnection() override;
 
   const ExportInfo& info() const { return info_; }
   ReplyStyle reply_style() const { return style_; }
@@ -132,7 +134,7 @@ class Client final : public BlockChannel {
   const std::unique_ptr<Transport> transport_;
   const ExportInfo info_;
   const ReplyStyle style_;
-  const ClientOptions options_;
+  const RemoteOptions options_;
   const uint64_t alignment_;  // The minimum block size.
   const uint64_t max_payload_;
   std::optional<uint32_t> allocation_id_;  // Of base:allocation.
@@ -158,4 +160,4 @@ class Client final : public BlockChannel {
 
 }  // namespace berth::nbd
 
-#endif  // BERTH_NBD_CLIENT_CLIENT_H_
+#endif  // BERTH_NBD_CLIENT_REMOTE_CONNECTION_H_

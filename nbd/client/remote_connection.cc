@@ -1,4 +1,4 @@
-#include "nbd/client/client.h"
+#include "nbd/client/remote_connection.h"
 
 #include <algorithm>
 #include <cassert>
@@ -27,9 +27,9 @@ uint64_t MaxPayload(const ExportInfo& info) {
 }  // namespace
 
 // Awaited: from the making of a request to its answer.
-class Client::Exchange {
+class RemoteConnection::Exchange {
  public:
-  Exchange(Client& client, PendingRequest& request) : client_(client), request_(request) {}
+  Exchange(RemoteConnection& client, PendingRequest& request) : client_(client), request_(request) {}
 
   bool await_ready() const noexcept { return false; }
   bool await_suspend(std::coroutine_handle<> waiter) {
@@ -39,18 +39,18 @@ class Client::Exchange {
   void await_resume() const noexcept {}
 
  private:
-  Client& client_;
+  RemoteConnection& client_;
   PendingRequest& request_;
 };
 
-Task<absl::StatusOr<std::unique_ptr<Client>>> Client::Connect(Reactor& reactor, BlockingPool& pool,
-                                                              const Uri& uri, const ClientOptions& options) {
+Task<absl::StatusOr<std::unique_ptr<RemoteConnection>>> RemoteConnection::Connect(
+    Reactor& reactor, BlockingPool& pool, const Uri& uri, const RemoteOptions& options) {
   absl::StatusOr<Connection> connection = co_await Dial(reactor, pool, uri, options.dial);
   if (!connection.ok()) co_return connection.status();
-  co_return std::make_unique<Client>(reactor, *std::move(connection), options);
+  co_return std::make_unique<RemoteConnection>(reactor, *std::move(connection), options);
 }
 
-Client::Client(Reactor& reactor, Connection connection, const ClientOptions& options)
+RemoteConnection::RemoteConnection(Reactor& reactor, Connection connection, const RemoteOptions& options)
     : reactor_(reactor),
       transport_(std::move(connection.transport)),
       info_(std::move(connection.agreement.info)),
@@ -80,11 +80,11 @@ Client::Client(Reactor& reactor, Connection connection, const ClientOptions& opt
   Spawn(ReceiveReplies(receiving_.Enter()));
 }
 
-Client::~Client() { assert(receiving_.inside() == 0 && pending_.empty()); }
+RemoteConnection::~RemoteConnection() { assert(receiving_.inside() == 0 && pending_.empty()); }
 
 // ---- Requests and replies.
 
-bool Client::Start(PendingRequest& request) {
+bool RemoteConnection::Start(PendingRequest& request) {
   if (!status_.ok() || server_stopping_ || said_goodbye_) return false;
   request.cookie = next_cookie_++;
   request.deadline_ns = MonotonicNanoseconds() +
@@ -95,7 +95,7 @@ bool Client::Start(PendingRequest& request) {
   return true;
 }
 
-Task<IoResult> Client::Perform(PendingRequest& request) {
+Task<IoResult> RemoteConnection::Perform(PendingRequest& request) {
   co_await Exchange(*this, request);
   if (!request.answered) {
     co_return IoResult::Error(status_.ok() ? ESHUTDOWN : EIO);
@@ -107,7 +107,7 @@ Task<IoResult> Client::Perform(PendingRequest& request) {
 }
 
 // The operation goes on in a later turn; until then its request is nobody's.
-void Client::Complete(PendingRequest& request) {
+void RemoteConnection::Complete(PendingRequest& request) {
   pending_.erase(request.cookie);
   if (request.error == Error::kShutdown) server_stopping_ = true;
   reactor_.Schedule(request.waiter);
@@ -115,12 +115,12 @@ void Client::Complete(PendingRequest& request) {
   if (server_stopping_ && pending_.empty()) SaidGoodbye();
 }
 
-void Client::SaidGoodbye() {
+void RemoteConnection::SaidGoodbye() {
   if (std::exchange(said_goodbye_, true)) return;
   sender_.SendDisconnect();
 }
 
-Task<void> Client::ReceiveReplies(Gate::Holder) {
+Task<void> RemoteConnection::ReceiveReplies(Gate::Holder) {
   while (true) {
     absl::StatusOr<PendingRequest*> answered = co_await reader_.Next();
     if (!answered.ok()) {
@@ -140,12 +140,12 @@ Task<void> Client::ReceiveReplies(Gate::Holder) {
   FailAll();
 }
 
-void Client::Break(absl::Status reason) {
+void RemoteConnection::Break(absl::Status reason) {
   if (status_.ok()) status_ = std::move(reason);
   transport_->Shutdown();
 }
 
-void Client::FailAll() {
+void RemoteConnection::FailAll() {
   for (const auto& [cookie, request] : std::exchange(pending_, {})) {
     request->answered = false;
     reactor_.Schedule(request->waiter);
@@ -153,7 +153,7 @@ void Client::FailAll() {
 }
 
 // One timer for the oldest request, as all have the same time.
-void Client::Watch() {
+void RemoteConnection::Watch() {
   if (watching_ || pending_.empty() || !status_.ok()) return;
   watching_ = true;
   const int64_t left = pending_.begin()->second->deadline_ns - MonotonicNanoseconds();
@@ -165,7 +165,7 @@ void Client::Watch() {
   });
 }
 
-Task<void> Client::Disconnect() {
+Task<void> RemoteConnection::Disconnect() {
   disconnecting_ = true;
   co_await operations_.Close();
   if (status_.ok()) SaidGoodbye();
@@ -177,19 +177,19 @@ Task<void> Client::Disconnect() {
 
 // ---- Operations.
 
-IoResult Client::CheckRange(uint64_t offset, uint64_t length) const {
+IoResult RemoteConnection::CheckRange(uint64_t offset, uint64_t length) const {
   if (disconnecting_) return IoResult::Error(ESHUTDOWN);
   const bool inside = offset <= info_.size && length <= info_.size - offset;
   const bool aligned = offset % alignment_ == 0 && length % alignment_ == 0;
   return inside && aligned ? IoResult::Ok() : IoResult::Error(EINVAL);
 }
 
-IoResult Client::CheckWrite(uint64_t offset, uint64_t length) const {
+IoResult RemoteConnection::CheckWrite(uint64_t offset, uint64_t length) const {
   const IoResult checked = CheckRange(offset, length);
   return checked.ok() && info_.Has(kFlagReadOnly) ? IoResult::Error(EPERM) : checked;
 }
 
-Task<IoResult> Client::Read(uint64_t offset, absl::Span<uint8_t> out) {
+Task<IoResult> RemoteConnection::Read(uint64_t offset, absl::Span<uint8_t> out) {
   if (IoResult checked = CheckRange(offset, out.size()); !checked.ok()) co_return checked;
   const Gate::Holder holder = operations_.Enter();
   while (!out.empty()) {
@@ -204,13 +204,14 @@ Task<IoResult> Client::Read(uint64_t offset, absl::Span<uint8_t> out) {
   co_return IoResult::Ok();
 }
 
-Task<IoResult> Client::Write(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) {
+Task<IoResult> RemoteConnection::Write(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) {
   if (IoResult checked = CheckWrite(offset, data.size()); !checked.ok()) co_return checked;
   const Gate::Holder holder = operations_.Enter();
   co_return co_await WriteChecked(offset, data, flags);
 }
 
-Task<IoResult> Client::WriteChecked(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) {
+Task<IoResult> RemoteConnection::WriteChecked(uint64_t offset, absl::Span<const uint8_t> data,
+                                              WriteFlags flags) {
   const bool fua = IsFua(flags) && info_.Has(kFlagSendFua);
   while (!data.empty()) {
     const absl::Span<const uint8_t> piece = data.first(std::min<uint64_t>(data.size(), max_payload_));
@@ -225,24 +226,25 @@ Task<IoResult> Client::WriteChecked(uint64_t offset, absl::Span<const uint8_t> d
   co_return IoResult::Ok();
 }
 
-Task<IoResult> Client::Flush() {
+Task<IoResult> RemoteConnection::Flush() {
   if (disconnecting_) co_return IoResult::Error(ESHUTDOWN);
   const Gate::Holder holder = operations_.Enter();
   co_return co_await FlushChecked();
 }
 
-Task<IoResult> Client::FlushChecked() {
+Task<IoResult> RemoteConnection::FlushChecked() {
   if (!info_.Has(kFlagSendFlush)) co_return IoResult::Ok();  // Nothing that it could have kept back.
   PendingRequest request(Command::kFlush, 0, 0, 0);
   co_return co_await Perform(request);
 }
 
-uint64_t Client::EffectLimit() const {
+uint64_t RemoteConnection::EffectLimit() const {
   if (effects_limited_) return max_payload_;
   return style_ == ReplyStyle::kExtended ? INT64_MAX : kMaxCompactEffect;
 }
 
-Task<IoResult> Client::PerformEffect(Command command, uint16_t flags, uint64_t offset, uint64_t length) {
+Task<IoResult> RemoteConnection::PerformEffect(Command command, uint16_t flags, uint64_t offset,
+                                               uint64_t length) {
   while (length > 0) {
     const uint64_t piece = std::min(length, EffectLimit());
     PendingRequest request(command, flags, offset, piece);
@@ -261,7 +263,7 @@ Task<IoResult> Client::PerformEffect(Command command, uint16_t flags, uint64_t o
   co_return IoResult::Ok();
 }
 
-Task<IoResult> Client::Zero(uint64_t offset, uint64_t length, ZeroFlags flags) {
+Task<IoResult> RemoteConnection::Zero(uint64_t offset, uint64_t length, ZeroFlags flags) {
   if (IoResult checked = CheckWrite(offset, length); !checked.ok()) co_return checked;
   const Gate::Holder holder = operations_.Enter();
   const bool fast_only = berth::Has(flags, ZeroFlags::kFastOnly);
@@ -277,7 +279,7 @@ Task<IoResult> Client::Zero(uint64_t offset, uint64_t length, ZeroFlags flags) {
   co_return result;
 }
 
-Task<IoResult> Client::WriteZeroes(uint64_t offset, uint64_t length, ZeroFlags flags) {
+Task<IoResult> RemoteConnection::WriteZeroes(uint64_t offset, uint64_t length, ZeroFlags flags) {
   static const uint8_t* const kZeroes = new uint8_t[kZeroBuffer]();
   const WriteFlags write_flags = berth::Has(flags, ZeroFlags::kFua) ? WriteFlags::kFua : WriteFlags::kNone;
   while (length > 0) {
@@ -290,21 +292,21 @@ Task<IoResult> Client::WriteZeroes(uint64_t offset, uint64_t length, ZeroFlags f
   co_return IoResult::Ok();
 }
 
-Task<IoResult> Client::Discard(uint64_t offset, uint64_t length) {
+Task<IoResult> RemoteConnection::Discard(uint64_t offset, uint64_t length) {
   if (IoResult checked = CheckWrite(offset, length); !checked.ok()) co_return checked;
   const Gate::Holder holder = operations_.Enter();
   if (!info_.Has(kFlagSendTrim)) co_return IoResult::Ok();
   co_return co_await PerformEffect(Command::kTrim, 0, offset, length);
 }
 
-Task<IoResult> Client::Prefetch(uint64_t offset, uint64_t length) {
+Task<IoResult> RemoteConnection::Prefetch(uint64_t offset, uint64_t length) {
   if (IoResult checked = CheckRange(offset, length); !checked.ok()) co_return checked;
   const Gate::Holder holder = operations_.Enter();
   if (!info_.Has(kFlagSendCache)) co_return IoResult::Ok();
   co_return co_await PerformEffect(Command::kCache, 0, offset, length);
 }
 
-Task<IoResult> Client::Extents(uint64_t offset, uint64_t length, std::vector<Extent>* out) {
+Task<IoResult> RemoteConnection::Extents(uint64_t offset, uint64_t length, std::vector<Extent>* out) {
   if (IoResult checked = CheckRange(offset, length); !checked.ok()) co_return checked;
   if (!allocation_id_.has_value()) {
     out->push_back({length, true, false});
@@ -328,8 +330,9 @@ Task<IoResult> Client::Extents(uint64_t offset, uint64_t length, std::vector<Ext
   co_return IoResult::Ok();
 }
 
-Task<IoResult> Client::BlockStatus(uint64_t offset, uint64_t length, bool one,
-                                   absl::Span<const uint32_t> context_ids, std::vector<ContextStatus>* out) {
+Task<IoResult> RemoteConnection::BlockStatus(uint64_t offset, uint64_t length, bool one,
+                                             absl::Span<const uint32_t> context_ids,
+                                             std::vector<ContextStatus>* out) {
   if (IoResult checked = CheckRange(offset, length); !checked.ok()) co_return checked;
   const Gate::Holder holder = operations_.Enter();
   if (info_.contexts.empty()) co_return IoResult::Error(ENOTSUP);

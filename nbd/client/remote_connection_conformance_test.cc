@@ -1,4 +1,5 @@
-// A Client against our own session, held to the contract of every BlockChannel, in each style of replies.
+// A RemoteConnection against our own session, held to the contract of every BlockChannel, in each style of
+// replies.
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,7 +10,7 @@
 #include "image/io/reactor_pool.h"
 #include "image/memory/memory_device.h"
 #include "nbd/capabilities.h"
-#include "nbd/client/client.h"
+#include "nbd/client/remote_connection.h"
 #include "nbd/raw_client.h"
 #include "nbd/session.h"
 #include "tests/conformance/block_device_conformance.h"
@@ -56,16 +57,16 @@ class RemoteDevice final : public BlockDevice {
     MutexLock lock(&mutex_);
     sessions_.push_back(std::move(session));
     return std::make_unique<Channel>(
-        *this, std::make_unique<Client>(reactor, std::move(connection), ClientOptions()));
+        *this, std::make_unique<RemoteConnection>(reactor, std::move(connection), RemoteOptions()));
   }
 
  private:
   class Channel final : public BlockChannel {
    public:
-    Channel(RemoteDevice& device, std::unique_ptr<Client> client)
+    Channel(RemoteDevice& device, std::unique_ptr<RemoteConnection> client)
         : device_(device), client_(std::move(client)) {}
     ~Channel() override {
-      Spawn([](RemoteDevice& device, std::unique_ptr<Client> client) -> Task<void> {
+      Spawn([](RemoteDevice& device, std::unique_ptr<RemoteConnection> client) -> Task<void> {
         co_await client->Disconnect();
         EXPECT_TRUE(client->status().ok()) << client->status();
         client.reset();
@@ -94,7 +95,7 @@ class RemoteDevice final : public BlockDevice {
 
    private:
     RemoteDevice& device_;
-    std::unique_ptr<Client> client_;
+    std::unique_ptr<RemoteConnection> client_;
   };
 
   void Add(int count) {
