@@ -101,7 +101,7 @@ TEST(BerthdLoadTest, AnImageThatFailsIsToldAndCounted) {
   v1::GetStatisticsResponse statistics;
   ASSERT_TRUE(monitoring->GetStatistics(&ask, request, &statistics).ok());
   for (const v1::OperationStatistics& item : statistics.exports(0).operations()) {
-    if (item.operation() == v1::OPERATION_READ) {
+    if (item.operation() == v1::IO_OPERATION_READ) {
       EXPECT_EQ(item.errors(), 2u);
     }
   }
@@ -169,7 +169,7 @@ TEST_F(SlowExportTest, AForcedDeleteDoesNotWaitForARateLimit) {
     v1::GetStatisticsResponse statistics;
     if (!monitoring->GetStatistics(&ask, v1::GetStatisticsRequest(), &statistics).ok()) break;
     for (const v1::OperationStatistics& item : statistics.exports(0).operations()) {
-      if (item.operation() == v1::OPERATION_EXTENTS) held = item.completed() > 0;
+      if (item.operation() == v1::IO_OPERATION_EXTENTS) held = item.completed() > 0;
     }
   }
   EXPECT_TRUE(held);

@@ -139,7 +139,7 @@ void AddLimits(CLI::App& app, Config& config) {
   AddCount(app, "--max-rpc-connections", config.max_rpc_connections, 1, 100000,
            "The most connections of gRPC clients on Unix sockets");
   AddCount(app, "--max-watchers", config.max_watchers, 1, 512,
-           "The most event streams; each takes a gRPC thread");
+           "The most streams of events and progress, and waits for operations; each takes a gRPC thread");
   AddCount(app, "--event-history", config.event_history, 16, 1000000, "Events that are remembered");
   AddCount(app, "--max-open-files", config.max_open_files, 64, 10000000,
            "Raise the limit on open files to this, as far as allowed");

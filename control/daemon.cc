@@ -16,10 +16,12 @@
 #include "control/log.h"
 #include "control/metrics/metrics_endpoint.h"
 #include "control/network_clients.h"
+#include "control/operations.h"
 #include "control/random_id.h"
 #include "control/rpc_server.h"
 #include "control/services.h"
 #include "control/state_store.h"
+#include "control/watcher_slots.h"
 #include "image/io/reactor_pool.h"
 #include "image/opener/image_roots.h"
 #include "nbd/address.h"
@@ -86,6 +88,8 @@ class RunningDaemon final : public Daemon {
   std::unique_ptr<AttachmentTable> attachments_;
   std::unique_ptr<nbd::Server> nbd_;
   std::unique_ptr<MetricsEndpoint> metrics_;
+  std::unique_ptr<WatcherSlots> watchers_;
+  std::unique_ptr<Operations> operations_;
   ServiceEnvironment environment_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<RpcServer> rpc_;
@@ -174,12 +178,19 @@ MetricsSample RunningDaemon::Sample() const {
 }
 
 absl::Status RunningDaemon::StartRpc() {
+  watchers_ = std::make_unique<WatcherSlots>(config_.max_watchers);
+  OperationsOptions operations;
+  // Each keeps a thread; calls that watch and cancel them always find another.
+  const size_t threads = static_cast<size_t>(config_.rpc_threads) - config_.max_watchers;
+  operations.max_running = std::max<size_t>(threads / 2, 1);
+  operations_ = std::make_unique<Operations>(operations, watchers_.get(), events_.get());
   environment_.exports = exports_.get();
   environment_.attachments = attachments_.get();
   environment_.events = events_.get();
   environment_.roots = &roots_;
   environment_.operation_timeout = config_.operation_timeout;
-  environment_.max_watchers = config_.max_watchers;
+  environment_.operations = operations_.get();
+  environment_.watchers = watchers_.get();
   environment_.disconnect_clients = [this](const std::string& name) {
     const absl::Status status = nbd_->DisconnectExport(name, absl::Now() + config_.operation_timeout);
     if (!status.ok()) {
@@ -191,6 +202,7 @@ absl::Status RunningDaemon::StartRpc() {
   services_.push_back(MakeAttachmentService(environment_));
   services_.push_back(MakeImageService(environment_));
   services_.push_back(MakeMonitoringService(environment_));
+  services_.push_back(MakeOperationService(environment_));
   RpcServerOptions options;
   options.unix_paths = config_.listen_unix;
   options.tcp_addresses = config_.listen_tcp;
@@ -210,6 +222,7 @@ absl::Status RunningDaemon::StartRpc() {
 absl::Status RunningDaemon::Stop() {
   const absl::Time deadline = absl::Now() + config_.stop_timeout;
   if (events_ != nullptr) events_->Close();
+  if (operations_ != nullptr) operations_->Close();
   if (rpc_ != nullptr) rpc_->Stop(deadline);
   rpc_.reset();
   metrics_.reset();

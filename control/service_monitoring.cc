@@ -1,11 +1,8 @@
-#include <atomic>
 #include <map>
 #include <optional>
 #include <string>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "berth/v1/monitoring.grpc.pb.h"
 #include "control/call.h"
@@ -28,13 +25,8 @@ class MonitoringServer final : public v1::MonitoringService::Service {
   grpc::Status WatchEvents(grpc::ServerContext* context, const v1::WatchEventsRequest* request,
                            grpc::ServerWriter<v1::Event>* writer) override {
     EventHub& events = *environment_.events;
-    if (watchers_.fetch_add(1) >= environment_.max_watchers) {
-      --watchers_;
-      return ToGrpcStatus(
-          LimitReached("max-watchers", absl::StrCat("there are ", environment_.max_watchers,
-                                                    " event streams, as many as --max-watchers allows")));
-    }
-    const absl::Cleanup leave = [this] { --watchers_; };
+    const absl::StatusOr<WatcherSlots::Slot> slot = environment_.watchers->Take();
+    if (!slot.ok()) return ToGrpcStatus(slot.status());
     uint64_t sequence = request->after_sequence();
     if (sequence == 0) {
       sequence = events.last_sequence();
@@ -83,7 +75,6 @@ class MonitoringServer final : public v1::MonitoringService::Service {
 
  private:
   const ServiceEnvironment& environment_;
-  std::atomic<size_t> watchers_ = 0;
 };
 
 }  // namespace

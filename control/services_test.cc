@@ -51,7 +51,8 @@ class ServicesTest : public ControlFixture {
     environment_.attachments = &attachments();
     environment_.events = &events();
     environment_.roots = &roots_;
-    environment_.max_watchers = 2;
+    environment_.operations = &operations_;
+    environment_.watchers = &watchers_;
     environment_.disconnect_clients = [](const std::string&) {};
     services_.push_back(MakeExportService(environment_));
     services_.push_back(MakeAttachmentService(environment_));
@@ -89,6 +90,9 @@ class ServicesTest : public ControlFixture {
   }
 
   ImageRoots roots_ = ImageRoots::Anywhere();
+  static constexpr size_t kMaxWatchers = 2;
+  WatcherSlots watchers_{kMaxWatchers};
+  Operations operations_{OperationsOptions(), &watchers_, nullptr};
   ServiceEnvironment environment_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<RpcServer> server_;
@@ -305,7 +309,7 @@ TEST_F(ServicesTest, EventsAreStreamed) {
 // A watcher that left makes room, once the server has noticed.
 TEST_F(ServicesTest, WatchersThatLeaveMakeRoom) {
   const absl::Time deadline = Soon();
-  for (size_t made = 0; made < 3 * environment_.max_watchers;) {
+  for (size_t made = 0; made < 3 * kMaxWatchers;) {
     ASSERT_LT(absl::Now(), deadline) << "after " << made << " watchers";
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));

@@ -24,6 +24,8 @@ void AddExportCommands(CLI::App& app, Action& chosen);
 void AddAttachmentCommands(CLI::App& app, Action& chosen);
 // events, stats.
 void AddMonitoringCommands(CLI::App& app, Action& chosen);
+// operation list|show|watch|cancel.
+void AddOperationCommands(CLI::App& app, Action& chosen);
 void AddTopCommand(CLI::App& app, Action& chosen);
 
 }  // namespace berth::berthctl

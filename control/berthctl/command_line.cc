@@ -36,7 +36,8 @@ constexpr char kFooter[] =
     "  berthctl --endpoint=host:9842 --tls-ca=ca.pem --tls-cert=me.pem --tls-key=me.key export list\n\n"
     "Exit status: 0 done; 1 failed; 2 bad command line or value; 3 not found; 4 already exists; 5 something "
     "stands "
-    "in the way (in use, mounted, locked); 6 no server, or no answer in time; 7 not allowed.";
+    "in the way (in use, mounted, locked); 6 no server, or no answer in time; 7 not allowed; 130 cancelled "
+    "by a signal.";
 
 // What one command line becomes.
 struct CommandLine {
@@ -65,9 +66,11 @@ void AddSettings(CLI::App& app, Settings& settings, Console& console) {
               [&settings](absl::Duration wait) { settings.wait = wait; });
   app.add_flag("--json,-j", console.json,
                "Print JSON (protobuf's mapping, with the names of the .proto files)");
+  app.add_flag("--quiet,-q", settings.quiet, "Show no progress on the terminal");
 }
 
-// Names of exports or attachments; an unreachable server has none, and completion waits for it a moment only.
+// Names of exports, attachments or operations; an unreachable server has none, and completion waits for it a
+// moment only.
 std::vector<std::string> NamesFromServer(Settings settings, const Completion& completion) {
   std::ostringstream nowhere;
   Console silent{nowhere, nowhere};
@@ -84,6 +87,11 @@ std::vector<std::string> NamesFromServer(Settings settings, const Completion& co
     v1::ListAttachmentsResponse all;
     if (ListAttachments(**server, &all) != ExitCode::kSuccess) return names;
     for (const v1::Attachment& one : all.attachments()) names.push_back(one.name());
+  }
+  if (completion.operations) {
+    v1::ListOperationsResponse all;
+    if (ListOperations(**server, &all) != ExitCode::kSuccess) return names;
+    for (const v1::Operation& one : all.operations()) names.push_back(one.name());
   }
   return names;
 }
@@ -111,7 +119,9 @@ void AddCompletion(CLI::App& app, CommandLine& line) {
     line.local = [&app, &line, text](Console& console) {
       const Completion completion = Complete(app, *text);
       for (const std::string& word : completion.words) console.out << word << '\n';
-      if (!completion.exports && !completion.attachments) return ExitCode::kSuccess;
+      if (!completion.exports && !completion.attachments && !completion.operations) {
+        return ExitCode::kSuccess;
+      }
       Settings settings = line.settings;
       for (const std::string& option : completion.server_options) {
         const size_t equals = option.find('=');
@@ -199,6 +209,7 @@ ExitCode RunBerthctl(const std::vector<std::string>& arguments, Console& console
   AddImageCommands(app, line.remote);
   AddExportCommands(app, line.remote);
   AddAttachmentCommands(app, line.remote);
+  AddOperationCommands(app, line.remote);
   AddMonitoringCommands(app, line.remote);
   AddTopCommand(app, line.remote);
   AddCompletion(app, line);
@@ -212,6 +223,8 @@ ExitCode RunBerthctl(const std::vector<std::string>& arguments, Console& console
   const ExitCode parsed = Parse(app, arguments, console, &done);
   if (done) return parsed;
   if (line.local) return line.local(console);
+  // What is shown meanwhile is for a person who waits.
+  if (console.json || line.settings.quiet) console.err_is_terminal = false;
   const absl::StatusOr<std::unique_ptr<Server>> server = Server::Open(line.settings, console);
   if (!server.ok()) return Usage(console, "", server.status().message());
   const ExitCode code = line.remote(**server);

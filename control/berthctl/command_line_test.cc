@@ -106,14 +106,94 @@ class CommandLineTest : public testing::Test {
 TEST_F(CommandLineTest, ImageCommandsSendWhatWasAskedFor) {
   EXPECT_EQ(Request({"image", "create", "/srv/a.raw", "10G"}),
             "CreateImage path: \"/srv/a.raw\" format: IMAGE_FORMAT_RAW size_bytes: 10737418240");
-  EXPECT_EQ(
-      Request({"image", "create", "/srv/a.raw", "1MiB", "--preallocate", "-f", "raw"}),
-      "CreateImage path: \"/srv/a.raw\" format: IMAGE_FORMAT_RAW size_bytes: 1048576 preallocate: true");
+  const std::vector<std::string> preallocate = {"image",         "create", "/srv/a.raw", "1MiB",
+                                                "--preallocate", "-f",     "raw"};
+  const std::string preallocated =
+      "CreateImage path: \"/srv/a.raw\" format: IMAGE_FORMAT_RAW size_bytes: 1048576 preallocate: true "
+      "operation_name: ";
+  const std::string first = Request(preallocate);
+  EXPECT_THAT(first, testing::StartsWith(absl::StrCat(preallocated, "\"image-create-")));
+  EXPECT_NE(Request(preallocate), first);
+  std::vector<std::string> named = preallocate;
+  named.push_back("--operation=make");
+  EXPECT_EQ(Request(named), absl::StrCat(preallocated, "\"make\""));
   EXPECT_EQ(Request({"image", "info", "/srv/a.raw"}),
             "InspectImage path: \"/srv/a.raw\" format: IMAGE_FORMAT_RAW");
   EXPECT_EQ(
       Request({"image", "resize", "/srv/a.raw", "512K", "--allow-shrink"}),
       "ResizeImage path: \"/srv/a.raw\" format: IMAGE_FORMAT_RAW size_bytes: 524288 allow_shrink: true");
+}
+
+v1::Operation MakeDb(v1::OperationState state) {
+  v1::Operation operation;
+  operation.set_name("make-db");
+  operation.set_kind(v1::OPERATION_KIND_CREATE_IMAGE);
+  operation.set_subject("/srv/db.raw");
+  operation.set_state(state);
+  operation.set_unit(v1::OPERATION_UNIT_BYTES);
+  operation.set_done(uint64_t{1} << 30);
+  operation.set_total(uint64_t{4} << 30);
+  if (state == v1::OPERATION_STATE_FAILED) {
+    operation.mutable_error()->set_code(grpc::StatusCode::ALREADY_EXISTS);
+    operation.mutable_error()->set_reason("ALREADY_EXISTS");
+    operation.mutable_error()->set_message("it is there");
+  }
+  return operation;
+}
+
+TEST_F(CommandLineTest, OperationsAreListedAndShown) {
+  fake_.operations["make-db"] = MakeDb(v1::OPERATION_STATE_FAILED);
+  EXPECT_EQ(Do({"operation", "list"}).out,
+            "NAME     WORK          STATE   PROGRESS             STARTED  ON\n"
+            "make-db  create-image  failed  25%, 1 GiB of 4 GiB  -        /srv/db.raw\n");
+  EXPECT_EQ(Do({"operation", "show", "make-db"}).out,
+            "name:      make-db\n"
+            "work:      create-image /srv/db.raw\n"
+            "state:     failed\n"
+            "progress:  25%, 1 GiB of 4 GiB\n"
+            "started:   -\n"
+            "ended:     -\n"
+            "error:     it is there [ALREADY_EXISTS]\n");
+  EXPECT_EQ(Json<v1::Operation>({"operation", "show", "make-db"}).done(), uint64_t{1} << 30);
+  EXPECT_EQ(Json<v1::ListOperationsResponse>({"operation", "list"}).operations_size(), 1);
+  const Result missing = Do({"operation", "show", "none"});
+  EXPECT_EQ(missing.code, ExitCode::kNotFound);
+  EXPECT_THAT(missing.err, HasSubstr("'berthctl operation list' shows what there is"));
+}
+
+TEST_F(CommandLineTest, OperationWatchEndsAsTheWorkDid) {
+  fake_.progress = {MakeDb(v1::OPERATION_STATE_RUNNING), MakeDb(v1::OPERATION_STATE_SUCCEEDED)};
+  const Result succeeded = Do({"operation", "watch", "make-db"});
+  EXPECT_EQ(succeeded.code, ExitCode::kSuccess) << succeeded.err;
+  EXPECT_THAT(succeeded.out, HasSubstr("state:     succeeded\n"));
+  EXPECT_EQ(fake_.last_request(), "WatchOperation name: \"make-db\"");
+  const Result json = Do({"operation", "watch", "make-db", "--json"});
+  EXPECT_EQ(std::count(json.out.begin(), json.out.end(), '\n'), 2) << json.out;
+  fake_.progress = {MakeDb(v1::OPERATION_STATE_FAILED)};
+  EXPECT_EQ(Do({"operation", "watch", "make-db"}).code, ExitCode::kAlreadyExists);
+  fake_.progress = {MakeDb(v1::OPERATION_STATE_CANCELLED)};
+  EXPECT_EQ(Do({"operation", "watch", "make-db"}).code, ExitCode::kFailure);
+  fake_.FailNext(grpc::Status(grpc::StatusCode::NOT_FOUND, "there is no operation"));
+  EXPECT_EQ(Do({"operation", "watch", "make-db"}).code, ExitCode::kNotFound);
+}
+
+TEST_F(CommandLineTest, OperationCancelWaitsForTheEnd) {
+  fake_.progress = {MakeDb(v1::OPERATION_STATE_RUNNING)};
+  const Result cancelled = Do({"operation", "cancel", "make-db"});
+  EXPECT_EQ(cancelled.code, ExitCode::kSuccess) << cancelled.err;
+  EXPECT_TRUE(fake_.operation_cancelled());
+  EXPECT_THAT(cancelled.out, HasSubstr("state:     cancelled\n"));
+}
+
+TEST_F(CommandLineTest, AnOperationGoesOnAfterTheTimeout) {
+  fake_.progress = {MakeDb(v1::OPERATION_STATE_RUNNING)};
+  const Result late =
+      Do({"image", "create", "/srv/db.raw", "4G", "--preallocate", "--operation=make-db", "--timeout=0.1s"});
+  EXPECT_EQ(late.code, ExitCode::kUnavailable);
+  EXPECT_THAT(late.err, HasSubstr("the work goes on: 'berthctl operation watch make-db' shows it"));
+  EXPECT_EQ(std::count(late.err.begin(), late.err.end(), '\n'), 1) << late.err;
+  EXPECT_FALSE(fake_.operation_cancelled());
+  fake_.EndOperation();
 }
 
 TEST_F(CommandLineTest, ImageInfoIsShownForPeopleAndForProgrammes) {
@@ -248,11 +328,11 @@ TEST_F(CommandLineTest, StatisticsSkipWhatWasNeverUsed) {
   disk.set_export_("disk");
   disk.set_connections(2);
   v1::OperationStatistics& read = *disk.add_operations();
-  read.set_operation(v1::OPERATION_READ);
+  read.set_operation(v1::IO_OPERATION_READ);
   read.set_completed(4);
   read.set_bytes(16384);
   read.set_latency_nanoseconds(100000);
-  disk.add_operations()->set_operation(v1::OPERATION_WRITE);
+  disk.add_operations()->set_operation(v1::IO_OPERATION_WRITE);
   answer.add_exports()->set_export_("idle");
   EXPECT_EQ(Do({"stats"}).out,
             "EXPORT  CONNECTIONS  OPERATION  COMPLETED  ERRORS   BYTES  MEAN LATENCY\n"
@@ -269,7 +349,7 @@ TEST_F(CommandLineTest, TopPrintsLinesWhereThereIsNoTerminal) {
     v1::ExportStatistics& disk = *answer.add_exports();
     disk.set_export_("disk");
     v1::OperationStatistics& read = *disk.add_operations();
-    read.set_operation(v1::OPERATION_READ);
+    read.set_operation(v1::IO_OPERATION_READ);
     read.set_completed(100 + i * 2000);
     read.set_bytes(i * 8000000);
     read.set_latency_nanoseconds(uint64_t{50000} * 2000 * i);
@@ -378,9 +458,10 @@ TEST(BerthctlTest, RefusesWhatMakesNoSense) {
 
 TEST(BerthctlTest, EveryCommandHasHelpWithExamples) {
   const std::vector<std::string> commands = {
-      "image create",  "image info",    "image resize", "export create", "export list",     "export show",
-      "export update", "export delete", "attach",       "detach",        "attachment list", "attachment show",
-      "events",        "stats",         "top",          "completion"};
+      "image create",    "image info",      "image resize",   "export create",   "export list",
+      "export show",     "export update",   "export delete",  "attach",          "detach",
+      "attachment list", "attachment show", "events",         "stats",           "top",
+      "completion",      "operation list",  "operation show", "operation watch", "operation cancel"};
   for (const std::string& command : commands) {
     std::vector<std::string> arguments = absl::StrSplit(command, ' ');
     arguments.push_back("--help");

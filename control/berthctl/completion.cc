@@ -70,6 +70,7 @@ void CompleteWord(CLI::App& app, size_t positionals, Completion* completion) {
   const std::string name = positional->get_single_name();
   completion->exports = name == "export" && app.get_name() != "create";
   completion->attachments = name == "attachment";
+  completion->operations = name == "operation";
   completion->files = name == "path" || name == "image";
 }
 

@@ -20,6 +20,7 @@ struct Completion {
   // The word may also be the name of one of these, which only the server knows.
   bool exports = false;
   bool attachments = false;
+  bool operations = false;
   // The word may be a file's name.
   bool files = false;
   // Values of --endpoint and the TLS options given so far, to ask the same server: "--endpoint=unix:/x".

@@ -17,6 +17,7 @@
 #include "berth/v1/exports.pb.h"
 #include "berth/v1/images.pb.h"
 #include "berth/v1/monitoring.pb.h"
+#include "berth/v1/operations.pb.h"
 #include "control/berthctl/command_line.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/util/json_util.h"
@@ -126,6 +127,55 @@ TEST_F(EndToEndTest, ImagesAreMadeShownAndResized) {
   EXPECT_EQ(std::filesystem::file_size(disk), uint64_t{4} << 20);
   Fails({"image", "info", Image("none.raw")}, ExitCode::kNotFound, "none.raw");
   Fails({"image", "create", "/etc/berth.raw", "1M"}, ExitCode::kPermissionDenied, "/etc/berth.raw");
+}
+
+TEST_F(EndToEndTest, PreallocationIsAnOperation) {
+  const std::string disk = Image("disk.raw");
+  const std::vector<std::string> create = {"image", "create",        disk,
+                                           "200M",  "--preallocate", "--operation=make"};
+  Succeeds(create);
+  Succeeds(create);
+  EXPECT_GE(Json<v1::ImageInfo>({"image", "info", disk}).allocated_bytes(), uint64_t{200} << 20);
+  const auto shown = Json<v1::Operation>({"operation", "show", "make"});
+  EXPECT_EQ(shown.state(), v1::OPERATION_STATE_SUCCEEDED);
+  EXPECT_EQ(shown.subject(), disk);
+  EXPECT_EQ(shown.done(), uint64_t{200} << 20);
+  Succeeds({"operation", "watch", "make"});
+  Succeeds({"operation", "cancel", "make"});  // It has ended: nothing changes.
+  EXPECT_EQ(Json<v1::Operation>({"operation", "show", "make"}).state(), v1::OPERATION_STATE_SUCCEEDED);
+  Fails({"image", "create", disk, "100M", "--preallocate", "--operation=make"}, ExitCode::kAlreadyExists,
+        "size_bytes: 209715200 -> 104857600");
+  Fails({"operation", "show", "none"}, ExitCode::kNotFound, "operation list");
+
+  // A restart forgets; the same again is what is there.
+  Stop();
+  Start();
+  Fails({"operation", "show", "make"}, ExitCode::kNotFound, "make");
+  Succeeds(create);
+}
+
+// Whenever the cancellation comes, the file is whole or not there.
+TEST_F(EndToEndTest, CancelledPreallocationIsAllOrNothing) {
+  for (int i = 0; i < 5; ++i) {
+    const std::string disk = Image(absl::StrCat("disk", i, ".raw"));
+    const std::string name = absl::StrCat("make", i);
+    Result made{};
+    std::thread maker([&] {
+      made = Do({"image", "create", disk, "2G", "--preallocate", absl::StrCat("--operation=", name)});
+    });
+    while (Do({"operation", "cancel", name}).code == ExitCode::kNotFound) std::this_thread::yield();
+    maker.join();
+    const auto state = Json<v1::Operation>({"operation", "show", name}).state();
+    if (made.code == ExitCode::kSuccess) {
+      EXPECT_EQ(state, v1::OPERATION_STATE_SUCCEEDED);
+      EXPECT_GE(Json<v1::ImageInfo>({"image", "info", disk}).allocated_bytes(), uint64_t{2} << 30);
+      std::filesystem::remove(disk);
+    } else {
+      EXPECT_EQ(state, v1::OPERATION_STATE_CANCELLED);
+      EXPECT_THAT(made.err, HasSubstr("[OPERATION_CANCELLED]"));
+      EXPECT_FALSE(std::filesystem::exists(disk));
+    }
+  }
 }
 
 TEST_F(EndToEndTest, ExportsLiveUntilTheyAreDeleted) {

@@ -81,6 +81,7 @@ std::string WayOutOf(absl::string_view what, const std::string& reason, grpc::St
     if (absl::StartsWith(what, "detach") || absl::StartsWith(what, "attachment")) {
       return "'berthctl attachment list' shows what there is";
     }
+    if (absl::StartsWith(what, "operation")) return "'berthctl operation list' shows what there is";
     if (!absl::StartsWith(what, "image") && !absl::StartsWith(what, "export create")) {
       return "'berthctl export list' shows what there is";
     }

@@ -13,6 +13,7 @@ enum class ExitCode : int {
   kPrecondition = 5,  // Something stands in the way: in use, mounted, locked.
   kUnavailable = 6,   // No server, or no answer in time.
   kPermissionDenied = 7,
+  kInterrupted = 130,  // By a signal; as a shell says it.
 };
 
 }  // namespace berth::berthctl

@@ -10,6 +10,7 @@
 #include "berth/v1/exports.grpc.pb.h"
 #include "berth/v1/images.grpc.pb.h"
 #include "berth/v1/monitoring.grpc.pb.h"
+#include "berth/v1/operations.grpc.pb.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 
@@ -134,6 +135,10 @@ class Images final : public v1::ImageService::Service {
     made->set_format(request->format());
     made->set_size_bytes(request->size_bytes());
     fake_.images[request->path()] = *made;
+    if (request->preallocate() && !fake_.progress.empty() &&
+        fake_.WaitForOperation().state() == v1::OPERATION_STATE_CANCELLED) {
+      return Status(grpc::StatusCode::CANCELLED, "cancelled half way");
+    }
     return status;
   }
   Status InspectImage(ServerContext*, const v1::InspectImageRequest* request, v1::ImageInfo* found) override {
@@ -143,6 +148,47 @@ class Images final : public v1::ImageService::Service {
   Status ResizeImage(ServerContext*, const v1::ResizeImageRequest* request, v1::ImageInfo* changed) override {
     const Status status = fake_.Begin("ResizeImage", *request);
     return status.ok() ? Find(fake_.images, request->path(), changed) : status;
+  }
+
+ private:
+  FakeBerthd& fake_;
+};
+
+class OperationsService final : public v1::OperationService::Service {
+ public:
+  explicit OperationsService(FakeBerthd& fake) : fake_(fake) {}
+
+  Status GetOperation(ServerContext*, const v1::GetOperationRequest* request, v1::Operation* found) override {
+    const Status status = fake_.Begin("GetOperation", *request);
+    return status.ok() ? Find(fake_.operations, request->name(), found) : status;
+  }
+  Status ListOperations(ServerContext*, const v1::ListOperationsRequest* request,
+                        v1::ListOperationsResponse* response) override {
+    const Status status = fake_.Begin("ListOperations", *request);
+    if (status.ok()) {
+      response->set_next_page_token(
+          Page(fake_.operations, fake_.page_size, request->page_token(),
+               [&](const v1::Operation& one) { *response->add_operations() = one; }));
+    }
+    return status;
+  }
+  Status WatchOperation(ServerContext*, const v1::WatchOperationRequest* request,
+                        grpc::ServerWriter<v1::Operation>* writer) override {
+    const Status status = fake_.Begin("WatchOperation", *request);
+    if (!status.ok()) return status;
+    for (const v1::Operation& now : fake_.progress) writer->Write(now);
+    if (!fake_.progress.empty() && fake_.progress.back().state() == v1::OPERATION_STATE_RUNNING) {
+      writer->Write(fake_.WaitForOperation());
+    }
+    return status;
+  }
+  Status CancelOperation(ServerContext*, const v1::CancelOperationRequest* request,
+                         v1::Operation* found) override {
+    const Status status = fake_.Begin("CancelOperation", *request);
+    if (!status.ok()) return status;
+    fake_.CancelOperation();
+    if (!fake_.progress.empty()) *found = fake_.progress.back();
+    return status;
   }
 
  private:
@@ -184,6 +230,7 @@ FakeBerthd::FakeBerthd() {
   services_.push_back(std::make_unique<Exports>(*this));
   services_.push_back(std::make_unique<Attachments>(*this));
   services_.push_back(std::make_unique<Images>(*this));
+  services_.push_back(std::make_unique<OperationsService>(*this));
   services_.push_back(std::make_unique<Monitoring>(*this));
   grpc::ServerBuilder builder;
   builder.AddListeningPort(endpoint_, grpc::InsecureServerCredentials());
@@ -193,6 +240,7 @@ FakeBerthd::FakeBerthd() {
 }
 
 FakeBerthd::~FakeBerthd() {
+  EndOperation();
   server_->Shutdown();
   server_.reset();
   std::error_code ignored;
@@ -212,6 +260,35 @@ int FakeBerthd::calls() const {
 std::string FakeBerthd::last_request() const {
   MutexLock lock(&mutex_);
   return last_request_;
+}
+
+void FakeBerthd::EndOperation() {
+  {
+    MutexLock lock(&mutex_);
+    operation_ended_ = true;
+  }
+  changed_.SignalAll();
+}
+
+void FakeBerthd::CancelOperation() {
+  {
+    MutexLock lock(&mutex_);
+    operation_cancelled_ = true;
+  }
+  changed_.SignalAll();
+}
+
+bool FakeBerthd::operation_cancelled() const {
+  MutexLock lock(&mutex_);
+  return operation_cancelled_;
+}
+
+v1::Operation FakeBerthd::WaitForOperation() {
+  MutexLock lock(&mutex_);
+  while (!operation_ended_ && !operation_cancelled_) changed_.Wait(&mutex_);
+  v1::Operation end = progress.back();
+  end.set_state(operation_cancelled_ ? v1::OPERATION_STATE_CANCELLED : v1::OPERATION_STATE_SUCCEEDED);
+  return end;
 }
 
 grpc::Status FakeBerthd::Begin(const char* method, const google::protobuf::Message& request) {

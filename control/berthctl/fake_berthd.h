@@ -12,6 +12,7 @@
 #include "berth/v1/exports.pb.h"
 #include "berth/v1/images.pb.h"
 #include "berth/v1/monitoring.pb.h"
+#include "berth/v1/operations.pb.h"
 #include "grpcpp/server.h"
 #include "grpcpp/support/status.h"
 #include "image/io/mutex.h"
@@ -42,8 +43,22 @@ class FakeBerthd {
   // The answers of GetStatistics, one after the other; the last stays.
   std::vector<v1::GetStatisticsResponse> statistics;
   std::vector<v1::Event> events;
+  std::map<std::string, v1::Operation> operations;
+  // What WatchOperation answers, one after the other. Where the last one still runs, the stream stays open,
+  // and a CreateImage that preallocates does not return, until the operation is cancelled or EndOperation().
+  std::vector<v1::Operation> progress;
+  // Lets go what `progress` holds. Thread-safe.
+  void EndOperation();
+  // Whether a CancelOperation came. Thread-safe.
+  bool operation_cancelled() const;
+
   // At most so many in a page, whatever was asked for.
   int page_size = 1000;
+
+  // For the services: waits for EndOperation(), a CancelOperation, or the end of the server; returns the
+  // operation as it then is.
+  v1::Operation WaitForOperation();
+  void CancelOperation();
 
   // For the services: notes the request, and says whether the call is to fail.
   grpc::Status Begin(const char* method, const google::protobuf::Message& request);
@@ -53,6 +68,9 @@ class FakeBerthd {
   std::optional<grpc::Status> failure_ ABSL_GUARDED_BY(mutex_);
   int calls_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string last_request_ ABSL_GUARDED_BY(mutex_);
+  CondVar changed_;
+  bool operation_ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool operation_cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::string directory_;
   std::string endpoint_;
   std::vector<std::unique_ptr<grpc::Service>> services_;

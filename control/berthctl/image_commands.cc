@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "berth/v1/images.grpc.pb.h"
 #include "control/berthctl/command.h"
+#include "control/berthctl/operation_call.h"
 #include "control/berthctl/option_values.h"
 #include "control/berthctl/server.h"
 #include "control/berthctl/size_text.h"
@@ -59,24 +60,47 @@ void AddImageSize(CLI::App& command, const std::shared_ptr<Request>& request) {
   })->required();
 }
 
+// Setting space aside takes its time: that is an operation.
+ExitCode Preallocate(Server& server, v1::CreateImageRequest request) {
+  if (request.operation_name().empty()) request.set_operation_name(NewOperationName("image-create"));
+  const std::unique_ptr<v1::ImageService::StubInterface> stub = v1::ImageService::NewStub(server.channel());
+  v1::ImageInfo info;
+  const ExitCode code = CallAsOperation(
+      server, absl::StrCat("image create ", request.path()), request.operation_name(),
+      [&](grpc::ClientContext* context) { return stub->CreateImage(context, request, &info); }, kLongTimeout);
+  if (code == ExitCode::kSuccess) Print(server.console(), info);
+  return code;
+}
+
 void AddCreate(CLI::App& image, Action& chosen) {
   CLI::App& command = *image.add_subcommand("create", "Make an image");
   const auto request = std::make_shared<v1::CreateImageRequest>();
   AddImage(command, request);
   AddImageSize(command, request);
-  command.add_flag_callback(
+  CLI::Option* preallocate = command.add_flag_callback(
       "--preallocate", [request] { request->set_preallocate(true); },
       "Set the space aside now instead of at the first write");
+  command
+      .add_option_function<std::string>(
+          "--operation", [request](const std::string& name) { request->set_operation_name(name); },
+          "The name under which 'berthctl operation' shows it (a new one); the same again joins what runs")
+      ->type_name("NAME")
+      ->needs(preallocate);
   command.footer(
-      "Making again what is there, with the same format and size, succeeds.\n\n"
+      "Making again what is there, with the same format and size, succeeds. --preallocate shows on a "
+      "terminal "
+      "how far it is; Ctrl-C cancels it and leaves no new file. It goes on in berthd when berthctl is killed "
+      "or "
+      "its --timeout passes.\n\n"
       "Examples:\n"
       "  berthctl image create /srv/images/disk.raw 10G\n"
-      "  berthctl image create /srv/images/db.raw 200G --preallocate --timeout=30m");
+      "  berthctl image create /srv/images/db.raw 200G --preallocate --timeout=30m\n"
+      "  berthctl image create /srv/images/db.raw 200G --preallocate --operation=make-db");
   command.callback([request, &chosen] {
     chosen = [request](Server& server) {
-      return Run<v1::CreateImageRequest>(server, "image create",
-                                         &v1::ImageService::StubInterface::CreateImage, *request,
-                                         request->preallocate() ? kLongTimeout : kUsualTimeout);
+      if (request->preallocate()) return Preallocate(server, *request);
+      return Run<v1::CreateImageRequest>(
+          server, "image create", &v1::ImageService::StubInterface::CreateImage, *request, kUsualTimeout);
     };
   });
 }

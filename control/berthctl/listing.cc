@@ -4,6 +4,7 @@
 
 #include "berth/v1/attachments.grpc.pb.h"
 #include "berth/v1/exports.grpc.pb.h"
+#include "berth/v1/operations.grpc.pb.h"
 #include "control/berthctl/server.h"
 
 namespace berth::berthctl {
@@ -51,6 +52,16 @@ ExitCode ListAttachments(Server& server, v1::ListAttachmentsResponse* all) {
       server, "attachment list",
       [&](grpc::ClientContext* context, const v1::ListAttachmentsRequest& request,
           v1::ListAttachmentsResponse* page) { return stub->ListAttachments(context, request, page); },
+      all);
+}
+
+ExitCode ListOperations(Server& server, v1::ListOperationsResponse* all) {
+  const std::unique_ptr<v1::OperationService::StubInterface> stub =
+      v1::OperationService::NewStub(server.channel());
+  return AllPages<v1::ListOperationsRequest>(
+      server, "operation list",
+      [&](grpc::ClientContext* context, const v1::ListOperationsRequest& request,
+          v1::ListOperationsResponse* page) { return stub->ListOperations(context, request, page); },
       all);
 }
 

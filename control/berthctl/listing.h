@@ -4,6 +4,7 @@
 
 #include "berth/v1/attachments.pb.h"
 #include "berth/v1/exports.pb.h"
+#include "berth/v1/operations.pb.h"
 #include "control/berthctl/exit_code.h"
 
 namespace berth::berthctl {
@@ -13,6 +14,7 @@ class Server;
 // Each says on the console why it failed.
 ExitCode ListExports(Server& server, v1::ListExportsResponse* all);
 ExitCode ListAttachments(Server& server, v1::ListAttachmentsResponse* all);
+ExitCode ListOperations(Server& server, v1::ListOperationsResponse* all);
 
 }  // namespace berth::berthctl
 

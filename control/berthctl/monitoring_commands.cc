@@ -27,6 +27,7 @@ void PrintEvent(Console& console, const v1::Event& event) {
                                   EnumName(v1::EventType_descriptor(), event.type()));
   if (!event.export_().empty()) absl::StrAppend(&line, "  export=", event.export_());
   if (!event.attachment().empty()) absl::StrAppend(&line, "  attachment=", event.attachment());
+  if (!event.operation().empty()) absl::StrAppend(&line, "  operation=", event.operation());
   if (!event.device().empty()) absl::StrAppend(&line, "  device=", event.device());
   if (!event.message().empty()) absl::StrAppend(&line, "  ", event.message());
   console.out << Printable(line) << std::endl;
@@ -97,7 +98,7 @@ void PrintStatistics(Console& console, const v1::GetStatisticsResponse& statisti
     for (const v1::OperationStatistics& operation : one.operations()) {
       if (operation.completed() == 0) continue;
       table.Add({one.export_(), absl::StrCat(one.connections()),
-                 EnumName(v1::Operation_descriptor(), operation.operation()),
+                 EnumName(v1::IoOperation_descriptor(), operation.operation()),
                  absl::StrCat(operation.completed()), absl::StrCat(operation.errors()),
                  FormatSize(operation.bytes()),
                  LatencyText(absl::Nanoseconds(operation.latency_nanoseconds() / operation.completed()))});

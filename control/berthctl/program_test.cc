@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdio>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,8 @@ class Terminal {
     }
     master_.Reset(master);
   }
+  Terminal(const Terminal&) = delete;
+  Terminal& operator=(const Terminal&) = delete;
   ~Terminal() {
     if (pid_ > 0) {
       kill(pid_, SIGKILL);
@@ -116,11 +119,12 @@ class ProgramTest : public testing::Test {
       v1::ExportStatistics& disk = *answer.add_exports();
       disk.set_export_("the-disk");
       v1::OperationStatistics& read = *disk.add_operations();
-      read.set_operation(v1::OPERATION_READ);
+      read.set_operation(v1::IO_OPERATION_READ);
       read.set_completed(7000 * i);
     }
     fake_.exports["alpha"].set_name("alpha");
     fake_.exports["beta"].set_name("beta");
+    fake_.operations["make-db"].set_name("make-db");
   }
 
   std::string EndpointOption() { return absl::StrCat("--endpoint=", fake_.endpoint()); }
@@ -154,6 +158,61 @@ TEST_F(ProgramTest, TopTellsAnErrorAfterTheTable) {
   EXPECT_THAT(terminal.output(), HasSubstr("\033[?1049lberthctl: top: out of order"));
 }
 
+class PreallocationTest : public ProgramTest {
+ protected:
+  PreallocationTest() {
+    v1::Operation& now = fake_.progress.emplace_back();
+    now.set_state(v1::OPERATION_STATE_RUNNING);
+    now.set_unit(v1::OPERATION_UNIT_BYTES);
+    now.set_done(uint64_t{3} << 30);
+    now.set_total(uint64_t{4} << 30);
+  }
+
+  Terminal Create(std::vector<std::string> options = {}) {
+    options.insert(options.begin(), {"image", "create", "/d", "4G", "--preallocate", EndpointOption()});
+    return Terminal(std::move(options));
+  }
+};
+
+TEST_F(PreallocationTest, ABarOnATerminal) {
+  Terminal terminal = Create();
+  ASSERT_TRUE(terminal.WaitFor("##")) << terminal.output();
+  ASSERT_TRUE(terminal.WaitFor(" 75%  3 GiB of 4 GiB")) << terminal.output();
+  fake_.EndOperation();
+  EXPECT_EQ(terminal.Wait(), 0) << terminal.output();
+  // It is gone before the answer.
+  EXPECT_THAT(terminal.output(), HasSubstr("\r\033[Kpath:       /d"));
+  EXPECT_FALSE(fake_.operation_cancelled());
+}
+
+TEST_F(PreallocationTest, CtrlCCancelsAndSaysSo) {
+  Terminal terminal = Create();
+  ASSERT_TRUE(terminal.WaitFor(" 75%")) << terminal.output();
+  terminal.Type("\003");
+  EXPECT_EQ(terminal.Wait(), 130) << terminal.output();
+  EXPECT_TRUE(fake_.operation_cancelled());
+  EXPECT_THAT(terminal.output(), HasSubstr("\r\033[Kberthctl: image create /d: cancelled half way"));
+}
+
+TEST_F(PreallocationTest, ASignalCancelsWithoutABarToo) {
+  Terminal terminal = Create({"--quiet"});
+  // The call itself is what can be waited for.
+  const absl::Time end = absl::Now() + kPatience;
+  while (fake_.calls() == 0 && absl::Now() < end) std::this_thread::yield();
+  terminal.Send(SIGTERM);
+  EXPECT_EQ(terminal.Wait(), 130) << terminal.output();
+  EXPECT_TRUE(fake_.operation_cancelled());
+  EXPECT_THAT(terminal.output(), testing::Not(HasSubstr("GiB")));
+  EXPECT_THAT(terminal.output(), testing::StartsWith("berthctl: image create /d: cancelled half way"));
+}
+
+TEST_F(PreallocationTest, NoBarInFrontOfJson) {
+  Terminal terminal = Create({"--json"});
+  fake_.EndOperation();
+  EXPECT_EQ(terminal.Wait(), 0) << terminal.output();
+  EXPECT_THAT(terminal.output(), testing::StartsWith("{"));
+}
+
 TEST_F(ProgramTest, BashCompletesCommandsOptionsValuesAndNames) {
   const auto complete = [this](const std::string& words, const std::string& line) {
     return Shell(absl::StrCat(
@@ -171,6 +230,8 @@ TEST_F(ProgramTest, BashCompletesCommandsOptionsValuesAndNames) {
   EXPECT_EQ(complete("attach \"\"", "berthctl attach "), "alpha beta\n");
   EXPECT_EQ(complete("--json export show a", "berthctl --json export show a"), "alpha\n");
   EXPECT_EQ(complete("attach alpha --conn", "berthctl attach alpha --conn"), "--connections=\n");
+  EXPECT_EQ(complete("operation \"\"", "berthctl operation "), "list show watch cancel\n");
+  EXPECT_EQ(complete("operation watch m", "berthctl operation watch m"), "make-db\n");
   EXPECT_EQ(complete("attach alpha \"\"", "berthctl attach alpha "), "\n");
 }
 

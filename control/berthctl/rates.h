@@ -12,7 +12,7 @@ namespace berth::berthctl {
 
 struct Rate {
   std::string export_name;
-  v1::Operation operation = v1::OPERATION_UNSPECIFIED;
+  v1::IoOperation operation = v1::IO_OPERATION_UNSPECIFIED;
   double operations_per_second = 0;
   double bytes_per_second = 0;
   double errors_per_second = 0;

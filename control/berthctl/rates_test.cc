@@ -12,7 +12,7 @@ v1::GetStatisticsResponse Statistics(int64_t seconds, uint64_t completed, uint64
   v1::ExportStatistics& disk = *response.add_exports();
   disk.set_export_("disk");
   v1::OperationStatistics& operation = *disk.add_operations();
-  operation.set_operation(v1::OPERATION_WRITE);
+  operation.set_operation(v1::IO_OPERATION_WRITE);
   operation.set_completed(completed);
   operation.set_bytes(bytes);
   operation.set_latency_nanoseconds(latency);
@@ -47,7 +47,7 @@ TEST(RatesTest, TheBusiestComesFirst) {
   v1::GetStatisticsResponse after = Statistics(101, 5, 0, 0);
   v1::ExportStatistics& busy = *after.add_exports();
   busy.set_export_("busy");
-  busy.add_operations()->set_operation(v1::OPERATION_READ);
+  busy.add_operations()->set_operation(v1::IO_OPERATION_READ);
   busy.mutable_operations(0)->set_completed(50);
   const auto rates = RatesBetween(Statistics(100, 0, 0, 0), after);
   ASSERT_EQ(rates.size(), 2u);

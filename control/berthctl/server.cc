@@ -106,13 +106,18 @@ grpc::Status Server::Try(absl::FunctionRef<grpc::Status(grpc::ClientContext*)> r
   return grpc::Status(status.error_code(), absl::StrCat("no answer within ", absl::FormatDuration(bound)));
 }
 
-ExitCode Server::Call(const std::string& what, absl::FunctionRef<grpc::Status(grpc::ClientContext*)> rpc,
-                      absl::Duration timeout) {
+ExitCode Server::WaitAsAsked(const std::string& what) {
   if (settings_.wait > absl::ZeroDuration() && !std::exchange(waited_, true) &&
       AwaitConnection() != ExitCode::kSuccess) {
     return Fail(what, grpc::Status(grpc::StatusCode::UNAVAILABLE,
                                    absl::StrCat("waited for ", absl::FormatDuration(settings_.wait))));
   }
+  return ExitCode::kSuccess;
+}
+
+ExitCode Server::Call(const std::string& what, absl::FunctionRef<grpc::Status(grpc::ClientContext*)> rpc,
+                      absl::Duration timeout) {
+  if (const ExitCode code = WaitAsAsked(what); code != ExitCode::kSuccess) return code;
   grpc::Status status;
   {
     const Spinner spinner(console_, what);

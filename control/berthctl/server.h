@@ -35,6 +35,9 @@ class Server {
   ExitCode Call(const std::string& what, absl::FunctionRef<grpc::Status(grpc::ClientContext*)> rpc,
                 absl::Duration timeout = kUsualTimeout);
 
+  // What Call() does first: waits for the server for as long as --wait says, once.
+  ExitCode WaitAsAsked(const std::string& what);
+
   // The call and its deadline alone.
   grpc::Status Try(absl::FunctionRef<grpc::Status(grpc::ClientContext*)> rpc,
                    absl::Duration timeout = kUsualTimeout);

@@ -16,6 +16,7 @@ struct Settings {
   std::string tls_key;
   std::optional<absl::Duration> timeout;       // For one call; empty leaves it to the command.
   absl::Duration wait = absl::ZeroDuration();  // For the server to come up.
+  bool quiet = false;
 };
 
 }  // namespace berth::berthctl

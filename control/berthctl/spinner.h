@@ -1,5 +1,5 @@
-// Spinner: shows on a terminal that something goes on, and for how long. The server tells no progress, so
-// there is no bar that would pretend to know.
+// Spinner: shows on a terminal that something goes on, and for how long. Of calls whose progress the server
+// does not tell; the others have a ProgressBar.
 #ifndef BERTH_CONTROL_BERTHCTL_SPINNER_H_
 #define BERTH_CONTROL_BERTHCTL_SPINNER_H_
 

@@ -26,7 +26,7 @@ struct TopOptions {
 
 std::string RateText(const Rate& rate) {
   return absl::StrFormat("%s %s: %.0f ops/s, %.2f MB/s, %s mean, %.0f errors/s", Printable(rate.export_name),
-                         EnumName(v1::Operation_descriptor(), rate.operation), rate.operations_per_second,
+                         EnumName(v1::IoOperation_descriptor(), rate.operation), rate.operations_per_second,
                          rate.bytes_per_second / 1e6, LatencyText(rate.mean_latency), rate.errors_per_second);
 }
 
@@ -36,10 +36,10 @@ std::vector<std::string> Page(const v1::GetStatisticsResponse& statistics, const
   Table table({"EXPORT", "OPERATION", "OPS/S", "MB/S", "MEAN LATENCY", "ERRORS/S"}, 2, 5);
   for (const Rate& rate : rates) {
     operations += rate.operations_per_second;
-    if (rate.operation == v1::OPERATION_READ || rate.operation == v1::OPERATION_WRITE) {
+    if (rate.operation == v1::IO_OPERATION_READ || rate.operation == v1::IO_OPERATION_WRITE) {
       bytes += rate.bytes_per_second;
     }
-    table.Add({rate.export_name, EnumName(v1::Operation_descriptor(), rate.operation),
+    table.Add({rate.export_name, EnumName(v1::IoOperation_descriptor(), rate.operation),
                absl::StrFormat("%.0f", rate.operations_per_second),
                absl::StrFormat("%.2f", rate.bytes_per_second / 1e6), LatencyText(rate.mean_latency),
                absl::StrFormat("%.0f", rate.errors_per_second)});

@@ -108,7 +108,7 @@ TEST(ExportStatisticsTest, ShowsEveryOperation) {
   ASSERT_EQ(statistics.operations_size(), nbd::kOperationCount);
   for (int i = 0; i < nbd::kOperationCount; ++i) EXPECT_EQ(statistics.operations(i).operation(), i + 1);
   const v1::OperationStatistics& discard = statistics.operations(3);
-  EXPECT_EQ(discard.operation(), v1::OPERATION_DISCARD);
+  EXPECT_EQ(discard.operation(), v1::IO_OPERATION_DISCARD);
   EXPECT_EQ(discard.completed(), 1u);
   EXPECT_EQ(discard.bytes(), 1u << 20);
   EXPECT_EQ(discard.latency_nanoseconds(), 7000u);

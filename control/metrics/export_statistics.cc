@@ -3,24 +3,24 @@
 namespace berth::control {
 namespace {
 
-v1::Operation ToProto(nbd::Operation operation) {
+v1::IoOperation ToProto(nbd::Operation operation) {
   switch (operation) {
     case nbd::Operation::kRead:
-      return v1::OPERATION_READ;
+      return v1::IO_OPERATION_READ;
     case nbd::Operation::kWrite:
-      return v1::OPERATION_WRITE;
+      return v1::IO_OPERATION_WRITE;
     case nbd::Operation::kFlush:
-      return v1::OPERATION_FLUSH;
+      return v1::IO_OPERATION_FLUSH;
     case nbd::Operation::kDiscard:
-      return v1::OPERATION_DISCARD;
+      return v1::IO_OPERATION_DISCARD;
     case nbd::Operation::kZero:
-      return v1::OPERATION_ZERO;
+      return v1::IO_OPERATION_ZERO;
     case nbd::Operation::kPrefetch:
-      return v1::OPERATION_PREFETCH;
+      return v1::IO_OPERATION_PREFETCH;
     case nbd::Operation::kExtents:
-      return v1::OPERATION_EXTENTS;
+      return v1::IO_OPERATION_EXTENTS;
   }
-  return v1::OPERATION_UNSPECIFIED;
+  return v1::IO_OPERATION_UNSPECIFIED;
 }
 
 }  // namespace

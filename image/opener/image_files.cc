@@ -5,6 +5,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <limits>
 #include <utility>
@@ -20,6 +21,12 @@ namespace {
 
 constexpr uint64_t kLargestFile = std::numeric_limits<off_t>::max();
 
+// Space is set aside in pieces of a hundredth of the file, so that progress can be seen and a cancellation is
+// heard; within these bounds, so that a file system finds long extents and no piece takes long.
+constexpr uint64_t kSmallestPiece = uint64_t{64} << 20;
+constexpr uint64_t kLargestPiece = uint64_t{1} << 30;
+constexpr uint64_t kPieceGrain = uint64_t{1} << 20;
+
 absl::Status CheckSize(const std::string& path, uint64_t size) {
   if (size >= 1 && size <= kLargestFile) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("a size of ", size, " bytes is not possible for \"", path,
@@ -34,11 +41,14 @@ absl::Status SizeError(int error, int fd, const std::string& path, uint64_t size
       return absl::InvalidArgumentError(absl::StrCat(text, ": its file system has no files of that size"));
     case ENOSPC: {
       struct statvfs info;
-      const bool known = fstatvfs(fd, &info) == 0;
-      return absl::ResourceExhaustedError(
-          known
-              ? absl::StrCat(text, ": the disk has ", uint64_t{info.f_bavail} * info.f_frsize, " bytes left")
-              : absl::StrCat(text, ": the disk is full"));
+      struct stat own;
+      if (fstatvfs(fd, &info) != 0 || fstat(fd, &own) != 0) {
+        return absl::ResourceExhaustedError(absl::StrCat(text, ": the disk is full"));
+      }
+      // What it has already counts as room for it.
+      const uint64_t left =
+          uint64_t{info.f_bavail} * info.f_frsize + static_cast<uint64_t>(own.st_blocks) * 512;
+      return absl::ResourceExhaustedError(absl::StrCat(text, ": the disk has ", left, " bytes left for it"));
     }
     case EDQUOT:
       return absl::ResourceExhaustedError(absl::StrCat(text, ": the disk quota is used up"));
@@ -50,19 +60,31 @@ absl::Status SizeError(int error, int fd, const std::string& path, uint64_t size
   }
 }
 
-int Preallocate(int fd, uint64_t size) {
-  int result;
-  do {
-    result = fallocate(fd, 0, 0, static_cast<off_t>(size));
-  } while (result != 0 && errno == EINTR);
-  return result == 0 ? 0 : errno;
+// Sets aside the space of the whole file.
+absl::Status Preallocate(int fd, const std::string& path, uint64_t size, Progress& progress) {
+  const uint64_t hundredth = (size / 100 + kPieceGrain - 1) / kPieceGrain * kPieceGrain;
+  const uint64_t piece = std::clamp(hundredth, kSmallestPiece, kLargestPiece);
+  for (uint64_t done = 0; done < size;) {
+    if (progress.cancelled()) {
+      return absl::CancelledError(
+          absl::StrCat("setting aside \"", path, "\" was cancelled after ", done, " of ", size, " bytes"));
+    }
+    const uint64_t length = std::min(piece, size - done);
+    if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(length)) != 0) {
+      if (errno == EINTR) continue;
+      return SizeError(errno, fd, path, size);
+    }
+    done += length;
+    progress.SetDone(done);
+  }
+  return absl::OkStatus();
 }
 
 // Gives the new file `fd` its size, on disk.
-absl::Status Fill(int fd, const std::string& path, uint64_t size, bool preallocate) {
+absl::Status Fill(int fd, const std::string& path, uint64_t size, bool preallocate, Progress& progress) {
   if (ftruncate(fd, static_cast<off_t>(size)) != 0) return SizeError(errno, fd, path, size);
   if (preallocate) {
-    if (const int error = Preallocate(fd, size); error != 0) return SizeError(error, fd, path, size);
+    if (absl::Status status = Preallocate(fd, path, size, progress); !status.ok()) return status;
   }
   if (fsync(fd) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot make \"", path, "\" durable"));
   return absl::OkStatus();
@@ -92,7 +114,7 @@ absl::StatusOr<File> OpenRegular(const ImageRoots& roots, const std::string& pat
 
 // The image that is there already: an answer to a repeated request, or in the way.
 absl::StatusOr<ImageFileInfo> TakeExisting(const ImageRoots& roots, const std::string& path, uint64_t size,
-                                           bool preallocate) {
+                                           bool preallocate, Progress& progress) {
   absl::StatusOr<File> file = OpenRegular(roots, path, preallocate ? O_RDWR : O_RDONLY);
   if (!file.ok()) {
     return absl::AlreadyExistsError(
@@ -105,23 +127,21 @@ absl::StatusOr<ImageFileInfo> TakeExisting(const ImageRoots& roots, const std::s
         absl::StrCat("\"", path, "\" exists with ", info->size, " bytes, not ", size));
   }
   if (!preallocate || info->allocated >= size) return info;
-  if (const int error = Preallocate(file->fd(), size); error != 0) {
-    return SizeError(error, file->fd(), path, size);
-  }
+  if (absl::Status status = Preallocate(file->fd(), path, size, progress); !status.ok()) return status;
   return InspectFile(*file);
 }
 
 // Makes the file under its name at once, for file systems without O_TMPFILE; taken away again where it cannot
 // be filled. An errno, EEXIST among them, or the status of what came after.
 absl::StatusOr<UniqueFd> CreateNamed(const ImageRoots::Place& place, const std::string& path, uint64_t size,
-                                     bool preallocate, int* error) {
+                                     bool preallocate, Progress& progress, int* error) {
   UniqueFd fd(openat(place.directory.get(), place.name.c_str(),
                      O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd) {
     *error = errno;
     return fd;
   }
-  absl::Status status = Fill(fd.get(), path, size, preallocate);
+  absl::Status status = Fill(fd.get(), path, size, preallocate, progress);
   if (status.ok()) return fd;
   unlinkat(place.directory.get(), place.name.c_str(), 0);
   return status;
@@ -129,11 +149,11 @@ absl::StatusOr<UniqueFd> CreateNamed(const ImageRoots::Place& place, const std::
 
 // Makes the file without a name, and gives it its name when it is whole.
 absl::StatusOr<UniqueFd> CreateWhole(const ImageRoots::Place& place, const std::string& path, uint64_t size,
-                                     bool preallocate, int* error) {
+                                     bool preallocate, Progress& progress, int* error) {
   UniqueFd fd(openat(place.directory.get(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!fd) {
     if (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL) {
-      return CreateNamed(place, path, size, preallocate, error);
+      return CreateNamed(place, path, size, preallocate, progress, error);
     }
     *error = errno;
     return fd;
@@ -143,7 +163,7 @@ absl::StatusOr<UniqueFd> CreateWhole(const ImageRoots::Place& place, const std::
     *error = EEXIST;
     return UniqueFd();
   }
-  if (absl::Status status = Fill(fd.get(), path, size, preallocate); !status.ok()) return status;
+  if (absl::Status status = Fill(fd.get(), path, size, preallocate, progress); !status.ok()) return status;
   const std::string link = absl::StrCat("/proc/self/fd/", fd.get());
   if (linkat(AT_FDCWD, link.c_str(), place.directory.get(), place.name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
     *error = errno;
@@ -155,12 +175,15 @@ absl::StatusOr<UniqueFd> CreateWhole(const ImageRoots::Place& place, const std::
 }  // namespace
 
 absl::StatusOr<ImageFileInfo> CreateRawImage(const ImageRoots& roots, const std::string& path, uint64_t size,
-                                             bool preallocate) {
+                                             bool preallocate, Progress* progress) {
   if (absl::Status status = CheckSize(path, size); !status.ok()) return status;
+  Progress unseen;
+  if (progress == nullptr) progress = &unseen;
+  progress->SetTotal(size);
   absl::StatusOr<ImageRoots::Place> place = roots.FindPlace(path);
   if (!place.ok()) return place.status();
   int error = 0;
-  absl::StatusOr<UniqueFd> fd = CreateWhole(*place, path, size, preallocate, &error);
+  absl::StatusOr<UniqueFd> fd = CreateWhole(*place, path, size, preallocate, *progress, &error);
   if (!fd.ok()) return fd.status();
   if (error == ENOSPC || error == EDQUOT) return SizeError(error, place->directory.get(), path, size);
   if (error != 0 && error != EEXIST) {
@@ -170,7 +193,7 @@ absl::StatusOr<ImageFileInfo> CreateRawImage(const ImageRoots& roots, const std:
   if (fsync(place->directory.get()) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot make the name of \"", path, "\" durable"));
   }
-  if (error == EEXIST) return TakeExisting(roots, path, size, preallocate);
+  if (error == EEXIST) return TakeExisting(roots, path, size, preallocate, *progress);
   return InspectFile(File(*std::move(fd), path));
 }
 

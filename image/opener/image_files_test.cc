@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "image/block/error_reason.h"
+#include "image/io/file.h"
+#include "image/io/progress.h"
 #include "image/opener/opener.h"
 
 namespace berth {
@@ -94,6 +97,58 @@ TEST_P(ImageFilesTest, ImpossibleSizesLeaveNothingBehind) {
             absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(CreateRawImage(roots_, Path("no/disk"), kMiB, false).status().code(),
             absl::StatusCode::kNotFound);
+}
+
+// The work asks before each piece; `seen` is what was done then.
+struct Asked {
+  std::vector<uint64_t> seen;
+  size_t cancel_at = SIZE_MAX;
+  const Progress* progress = nullptr;
+};
+
+TEST_P(ImageFilesTest, PreallocationTellsHowFarItIs) {
+  Asked asked;
+  Progress progress([&asked] {
+    asked.seen.push_back(asked.progress->done());
+    return false;
+  });
+  asked.progress = &progress;
+  auto made = CreateRawImage(roots_, Path("disk"), 130 * kMiB + 5, true, &progress);
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_GE(made->allocated, 130 * kMiB + 5);
+  EXPECT_EQ(asked.seen, (std::vector<uint64_t>{0, 64 * kMiB, 128 * kMiB}));
+  EXPECT_EQ(progress.done(), 130 * kMiB + 5);
+  EXPECT_EQ(progress.total(), 130 * kMiB + 5);
+}
+
+TEST_P(ImageFilesTest, CancelledPreallocationLeavesNothingOfANewFile) {
+  int asked = 0;
+  Progress progress([&asked] { return ++asked == 2; });
+  const absl::Status status = CreateRawImage(roots_, Path("disk"), 130 * kMiB, true, &progress).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("67108864 of 136314880"));
+  EXPECT_EQ(progress.done(), 64 * kMiB);
+  EXPECT_EQ(Entries(), 0u);
+}
+
+TEST_P(ImageFilesTest, CancelledPreallocationLeavesAnOldFilesContent) {
+  ASSERT_TRUE(CreateRawImage(roots_, Path("disk"), 130 * kMiB, false).ok());
+  {
+    File file = *File::Open(Path("disk"), O_RDWR);
+    ASSERT_EQ(pwrite(file.fd(), "here", 4, 65 * kMiB), 4);
+  }
+  int asked = 0;
+  Progress progress([&asked] { return ++asked == 2; });
+  EXPECT_TRUE(absl::IsCancelled(CreateRawImage(roots_, Path("disk"), 130 * kMiB, true, &progress).status()));
+  auto left = InspectRawImage(roots_, Path("disk"));
+  EXPECT_EQ(left->size, 130 * kMiB);
+  EXPECT_LT(left->allocated, 130 * kMiB);
+  char content[5] = {};
+  File file = *File::Open(Path("disk"), O_RDONLY);
+  EXPECT_EQ(pread(file.fd(), content, 4, 65 * kMiB), 4);
+  EXPECT_STREQ(content, "here");
+  // Again, and to the end.
+  EXPECT_GE(CreateRawImage(roots_, Path("disk"), 130 * kMiB, true)->allocated, 130 * kMiB);
 }
 
 TEST_P(ImageFilesTest, InspectsAnImageInUse) {

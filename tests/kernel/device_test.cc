@@ -88,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(Tables, PartitionTest, testing::Values("dos", "gpt"),
 TEST_F(DeviceTest, AFlushReachesTheImage) {
   server_.CreateDisk("disk", kSize);
   const std::string device = server_.AttachDisk("disk");
-  const uint64_t before = server_.Statistics("disk", v1::OPERATION_FLUSH).completed();
+  const uint64_t before = server_.Statistics("disk", v1::IO_OPERATION_FLUSH).completed();
   {
     const UniqueFd fd(open(device.c_str(), O_WRONLY | O_CLOEXEC));
     ASSERT_TRUE(fd);
@@ -96,7 +96,7 @@ TEST_F(DeviceTest, AFlushReachesTheImage) {
     // Through the page cache: only the fsync makes a write of it.
     ASSERT_EQ(pwrite(fd.get(), block.data(), kBlock, kMebibyte), static_cast<ssize_t>(kBlock));
     ASSERT_EQ(fsync(fd.get()), 0);
-    EXPECT_GT(server_.Statistics("disk", v1::OPERATION_FLUSH).completed(), before);
+    EXPECT_GT(server_.Statistics("disk", v1::IO_OPERATION_FLUSH).completed(), before);
     EXPECT_EQ(server_.Stop(SIGKILL), 128 + SIGKILL);
   }
   EXPECT_EQ(ContentAt(server_.Image("disk"), kMebibyte, kBlock), Pattern(1));
@@ -165,20 +165,20 @@ TEST_F(StableStorageTest, FuaAndFlushAreDurableWhenTheyReturn) {
   EXPECT_EQ(FirstWord(absl::StrCat("/sys/block/", NameOf(device), "/queue/fua")), "1");
 
   const uint64_t flushes_at_first = Flushes();
-  const uint64_t flush_requests = server_.Statistics("disk", v1::OPERATION_FLUSH).completed();
+  const uint64_t flush_requests = server_.Statistics("disk", v1::IO_OPERATION_FLUSH).completed();
   ASSERT_EQ(WriteAt(device, 0, Pattern(1)), 0);
   EXPECT_EQ(Flushes(), flushes_at_first) << "a write alone promises nothing";
 
   // The kernel sends it with FUA, and a flush behind it: each reaches the disk below.
   ASSERT_EQ(WriteAt(device, kMebibyte, Pattern(2), O_DSYNC), 0);
   const uint64_t flushes_after_fua = Flushes();
-  const uint64_t requests_after_fua = server_.Statistics("disk", v1::OPERATION_FLUSH).completed();
+  const uint64_t requests_after_fua = server_.Statistics("disk", v1::IO_OPERATION_FLUSH).completed();
   EXPECT_EQ(flushes_after_fua - flushes_at_first, requests_after_fua - flush_requests + 1);
   EXPECT_EQ(AfterPowerFailure(kMebibyte), Pattern(2));
 
   ASSERT_EQ(WriteAt(device, 2 * kMebibyte, Pattern(3)), 0);
   Shell(absl::StrCat("sync ", device));
-  EXPECT_GT(server_.Statistics("disk", v1::OPERATION_FLUSH).completed(), requests_after_fua);
+  EXPECT_GT(server_.Statistics("disk", v1::IO_OPERATION_FLUSH).completed(), requests_after_fua);
   EXPECT_GT(Flushes(), flushes_after_fua);
   EXPECT_EQ(AfterPowerFailure(0), Pattern(1));
   EXPECT_EQ(AfterPowerFailure(2 * kMebibyte), Pattern(3));
@@ -220,7 +220,7 @@ class ReadOnlyTest : public DeviceTest {
     EXPECT_THAT(errno, testing::AnyOf(EROFS, EACCES));
     const Mount mounted(device, "ext4", folder, MS_RDONLY);
     EXPECT_EQ(FirstWord(mounted.Path("greeting")), "hello");
-    EXPECT_EQ(server_.Statistics("disk", v1::OPERATION_WRITE).completed(), 0u);
+    EXPECT_EQ(server_.Statistics("disk", v1::IO_OPERATION_WRITE).completed(), 0u);
   }
 
   void MakeImage() {

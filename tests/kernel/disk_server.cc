@@ -211,7 +211,7 @@ v1::Export DiskServer::GetExport(const std::string& name) {
   return found;
 }
 
-v1::OperationStatistics DiskServer::Statistics(const std::string& export_name, v1::Operation operation) {
+v1::OperationStatistics DiskServer::Statistics(const std::string& export_name, v1::IoOperation operation) {
   grpc::ClientContext context;
   SetDeadline(&context);
   v1::GetStatisticsRequest request;

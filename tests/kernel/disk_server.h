@@ -80,7 +80,7 @@ class DiskServer : public control::BerthdProcess {
   void DetachDisk(const std::string& name, const std::string& device);
 
   v1::Export GetExport(const std::string& name);
-  v1::OperationStatistics Statistics(const std::string& export_name, v1::Operation operation);
+  v1::OperationStatistics Statistics(const std::string& export_name, v1::IoOperation operation);
 };
 
 }  // namespace berth::kernel_test

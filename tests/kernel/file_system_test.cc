@@ -69,9 +69,9 @@ TEST_P(FileSystemTest, KeepsWhatFioWrote) {
   server_.DetachDisk("disk", device);
   CheckFileSystem(file_system(), server_.Image("disk"));
   // fio's requests, and the file system's own, went through.
-  EXPECT_EQ(server_.Statistics("disk", v1::OPERATION_WRITE).errors(), 0u);
-  EXPECT_EQ(server_.Statistics("disk", v1::OPERATION_READ).errors(), 0u);
-  EXPECT_GE(server_.Statistics("disk", v1::OPERATION_WRITE).bytes(), 4 * kMebibyte);
+  EXPECT_EQ(server_.Statistics("disk", v1::IO_OPERATION_WRITE).errors(), 0u);
+  EXPECT_EQ(server_.Statistics("disk", v1::IO_OPERATION_READ).errors(), 0u);
+  EXPECT_GE(server_.Statistics("disk", v1::IO_OPERATION_WRITE).bytes(), 4 * kMebibyte);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, FileSystemTest,
@@ -121,7 +121,7 @@ TEST_P(GrowingFileSystemTest, TrimGivesTheSpaceBack) {
     Shell(absl::StrCat("rm ", mount.Path("file"), " && sync && fstrim ", mount.folder()));
     EXPECT_LE(AllocatedBytes(server_.Image("disk")), empty + kMebibyte);
   }
-  EXPECT_GT(server_.Statistics("disk", v1::OPERATION_DISCARD).bytes(), 15 * kMebibyte);
+  EXPECT_GT(server_.Statistics("disk", v1::IO_OPERATION_DISCARD).bytes(), 15 * kMebibyte);
   CheckFileSystem(file_system(), device);
   Shell(absl::StrCat("blkdiscard --force ", device));
   EXPECT_EQ(AllocatedBytes(server_.Image("disk")), 0u);

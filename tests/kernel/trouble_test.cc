@@ -73,7 +73,7 @@ TEST_F(TroubleTest, AFullDiskIsAnErrorOfTheWrite) {
   EXPECT_EQ(error, EIO);
   EXPECT_GT(written, 6 * kMebibyte);
   EXPECT_LT(written, 8 * kMebibyte);
-  EXPECT_GT(server_.Statistics("disk", v1::OPERATION_WRITE).errors(), 0u);
+  EXPECT_GT(server_.Statistics("disk", v1::IO_OPERATION_WRITE).errors(), 0u);
   for (uint64_t offset = 0; offset < written; offset += kMebibyte) {
     EXPECT_EQ(ContentAt(device, offset, kBlock), Pattern(offset));
   }
@@ -99,7 +99,7 @@ TEST_F(TroubleTest, ATruncatedImageIsAnErrorOfTheRead) {
   EXPECT_EQ(ContentAt(device, 0, kBlock), Pattern(1));
   std::string data;
   EXPECT_EQ(ReadAt(device, 16 * kMebibyte, kBlock, &data), EIO);
-  EXPECT_GT(server_.Statistics("disk", v1::OPERATION_READ).errors(), 0u);
+  EXPECT_GT(server_.Statistics("disk", v1::IO_OPERATION_READ).errors(), 0u);
   server_.DetachDisk("disk", device);
 }
 
