@@ -154,6 +154,46 @@ TEST_F(HostileRequestTest, BlockStatusesByTheThousand) {
   EXPECT_EQ(clients[0].ExtendedError(), 0);
 }
 
+// NBD_CMD_RESIZE, where a client may: sizes of every kind, more of them than anybody waits for, and the image
+// still serves.
+TEST_F(HostileRequestTest, ResizesThatMakeNoSense) {
+  auto server = TestServer::Start({.size = kMiB, .reactors = 1});
+  ASSERT_TRUE(server.ok()) << server.status();
+  server_ = *std::move(server);
+  auto elastic = std::make_shared<nbd::Export>();
+  elastic->name = "elastic";
+  elastic->device = server_->exports().Find("disk")->device;
+  elastic->resize = [device = elastic->device](uint64_t size) { return device->Resize(size); };
+  ASSERT_TRUE(server_->exports().Add(elastic));
+  ByteClient client = Connect();
+  ASSERT_TRUE(client.EnterExtended("elastic"));
+  for (uint64_t size : {uint64_t{0}, uint64_t{1}, uint64_t{513}, uint64_t{1} << 40, uint64_t{1} << 62,
+                        uint64_t{1} << 63, kMost - 511, kMost}) {
+    ASSERT_TRUE(client.Send(ExtendedRequest(8, size, 0)));
+    const int error = client.ExtendedError();
+    EXPECT_TRUE(error == 0 || error == 22 || error == 28) << size << ": error " << error;
+    // At the end, and behind it, whatever that is now.
+    const uint64_t now = elastic->device->size();
+    if (now >= 512) {
+      ASSERT_TRUE(client.Send(ExtendedRequest(0, now - 512, 512)));
+      EXPECT_EQ(client.ExtendedError(), 0);
+    }
+    ASSERT_TRUE(client.Send(ExtendedRequest(0, now, 1)));
+    EXPECT_NE(client.ExtendedError(), 0);
+  }
+  ByteClient deaf = Connect();
+  ASSERT_TRUE(deaf.Enter("elastic"));
+  std::string many;
+  for (uint64_t i = 0; i < 2000; ++i) many += Request(8, (i % 7 + 1) * kMiB, 0);
+  deaf.SendSome(many);
+  deaf.Close();
+  ExpectNobodyIsLeftBut(1);
+  ASSERT_TRUE(client.Send(ExtendedRequest(8, kMiB, 0)));
+  EXPECT_EQ(client.ExtendedError(), 0);
+  EXPECT_EQ(elastic->device->size(), kMiB);
+  ExpectOthersAreServed();
+}
+
 // A good conversation with extended headers, cut at every byte.
 TEST_F(HostileRequestTest, DisconnectAtEveryByteWithExtendedHeaders) {
   Start();
