@@ -1,4 +1,4 @@
-// ExtentCache: what was learned about where an image file has data and where it has holes.
+// ExtentCache: what was learned about where an image file has data, holes, and space that reads as zeroes.
 //
 // Asking the file system is slow (13 ms for 1 GiB of data on tmpfs), and clients ask for the map of a whole
 // image piece by piece. What is known is right as long as every change to the file is announced here after it
@@ -49,9 +49,9 @@ class ExtentCache {
   // Remembers what `look` saw from `offset` on, unless something changed meanwhile.
   void Remember(const Look& look, uint64_t offset, const std::vector<Extent>& extents);
 
-  // After data was written: what was a hole there is none now.
+  // After data was written: what was zero there is so no more.
   void Written(uint64_t offset, uint64_t length) {
-    if (looks_.load() != 0 || holes_.load() != 0) ForgetHoles(offset, length);
+    if (looks_.load() != 0 || zeroes_.load() != 0) ForgetZeroes(offset, length);
   }
 
   // After a zero or a discard: nothing is known about the range.
@@ -62,18 +62,19 @@ class ExtentCache {
  private:
   struct Piece {
     uint64_t end;
-    bool hole;
+    bool allocated;
+    bool zero;
   };
 
-  void ForgetHoles(uint64_t offset, uint64_t length);
-  void Cut(uint64_t begin, uint64_t end, bool holes_only) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetZeroes(uint64_t offset, uint64_t length);
+  void Cut(uint64_t begin, uint64_t end, bool zeroes_only) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Insert(uint64_t begin, Piece piece) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Erase(std::map<uint64_t, Piece>::iterator piece) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Sequentially consistent, as a writer looks at them after its system call while a look announces itself
-  // before its own: one of the two sees the other. A look's holes are counted before the look ends.
+  // before its own: one of the two sees the other. What a look saw as zero is counted before the look ends.
   std::atomic<uint32_t> looks_ = 0;
-  std::atomic<uint32_t> holes_ = 0;
+  std::atomic<uint32_t> zeroes_ = 0;
 
   Mutex mutex_;
   uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;

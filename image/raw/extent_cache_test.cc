@@ -57,6 +57,16 @@ TEST_F(ExtentCacheTest, AWriteTakesHolesAway) {
   EXPECT_EQ(Find(100, 100), Extents{Data(100)});
 }
 
+// Space that was set aside reads as zeroes like a hole, until something is written to it.
+TEST_F(ExtentCacheTest, SpaceThatReadsAsZeroes) {
+  const Extent space = {100, true, true};
+  Remember(0, {Hole(100), space, Data(100)});
+  EXPECT_EQ(Find(0, 300), (Extents{Hole(100), space, Data(100)}));
+  cache_.Written(150, 10);
+  EXPECT_EQ(Find(100, 100), (Extents{{50, true, true}}));
+  EXPECT_EQ(Find(160, 140), (Extents{{40, true, true}, Data(100)}));
+}
+
 TEST_F(ExtentCacheTest, AChangeTakesEverythingAway) {
   Remember(0, {Hole(100), Data(100)});
   cache_.Changed(50, 100);

@@ -9,6 +9,8 @@
 #include <memory>
 #include <utility>
 
+#include "image/raw/file_extents.h"
+
 namespace berth {
 namespace {
 
@@ -18,27 +20,7 @@ alignas(4096) uint8_t zeroes[kZeroChunk];
 
 // The longest range that one Prefetch brings in.
 constexpr uint64_t kLongestPrefetch = uint64_t{64} << 20;
-// Pairs of lseek(2) that one call of Extents makes at most.
-constexpr int kMostSeeks = 128;
-static_assert(ExtentCache::kMostPieces + 2 * kMostSeeks <= kMaxExtents);
-
-// What lseek(2) says about the file from `offset` on, at least up to `stop` unless that takes too long;
-// `size` is the image's. Returns an errno.
-int SeekExtents(int fd, uint64_t offset, uint64_t stop, uint64_t size, std::vector<Extent>* extents) {
-  for (int i = 0; i < kMostSeeks && offset < stop; ++i) {
-    const off_t found = lseek(fd, static_cast<off_t>(offset), SEEK_DATA);
-    if (found < 0 && errno != ENXIO) return errno;
-    const uint64_t data = found < 0 ? size : std::min(static_cast<uint64_t>(found), size);
-    if (data > offset) AppendExtent({data - offset, false, true}, extents);
-    if (data >= stop) break;
-    const off_t end = lseek(fd, static_cast<off_t>(data), SEEK_HOLE);
-    if (end < 0) return errno;
-    const uint64_t hole = std::min(static_cast<uint64_t>(end), size);
-    AppendExtent({hole - data, true, false}, extents);
-    offset = hole;
-  }
-  return 0;
-}
+static_assert(ExtentCache::kMostPieces + kMostFileExtents <= kMaxExtents);
 
 }  // namespace
 
@@ -213,7 +195,7 @@ Task<IoResult> RawChannel::LookUpExtents(uint64_t offset, uint64_t length, std::
     if (size < offset + length) co_return IoResult::Error(EIO);
     std::vector<Extent> seen;
     const auto seek = [fd = device_.file_.fd(), begin, stop = offset + length, size, &seen] {
-      return SeekExtents(fd, begin, stop, size, &seen);
+      return ReadFileExtents(fd, begin, stop, size, &seen);
     };
     const int error = co_await pool_.Run(reactor_, seek);
     // What the file system cannot tell is data.
