@@ -47,7 +47,7 @@ constexpr Difference kDifferences[] = {
      false},
     {Kind::kNbdkit, ".*block_size_(minimum|preferred|maximum).*",
      "nbdkit's file plugin has no NBD_INFO_BLOCK_SIZE"},
-    {Kind::kNbdkit, ".*can.fast.zero.*", "the exportname filter hides it from the client"},
+    {Kind::kNbdkit, ".*can.fast.zero.*", "nbdkit's file plugin does not offer it"},
     {Kind::kNbdkit, ".*(can_|can )fua.*",
      "nbdkit does not offer FUA for what cannot be written; Berth ignores it there", false},
     // What they answer to requests.
