@@ -254,6 +254,25 @@ TEST_F(HandshakeTest, TheLastSelectionCounts) {
   EXPECT_EQ(handshake_->TakeNegotiated().contexts.size(), 1u);
 }
 
+// NBD_OPT_STARTTLS: contexts of before are not those of after, though the replies that they need are agreed
+// on anew.
+TEST_F(HandshakeTest, ContextsAreNotCarriedIntoTls) {
+  options_.tls = TlsMode::kAllow;
+  for (uint32_t style : {kStructuredOption, kExtendedOption}) {
+    Connect();
+    Send(Opt(style));
+    Send(Opt(kSetMetaOption, Queries("disk", {"base:allocation"})));
+    EXPECT_EQ(Send(Opt(kStartTlsOption)), Reply(kStartTlsOption, kAck));
+    ASSERT_TRUE(handshake_->wants_tls());
+    handshake_->TlsStarted();
+    Send(Opt(style));
+    // No NBD_FLAG_BLOCK_STATUS_PAYLOAD either.
+    EXPECT_EQ(Send(Opt(kGoOption, Wish("disk"))),
+              Reply(kGoOption, kInfo, U16(0) + SizeAndFlags(kDfFlag)) + Reply(kGoOption, kAck));
+    EXPECT_TRUE(handshake_->TakeNegotiated().contexts.empty());
+  }
+}
+
 // "Metadata querying": a name is a namespace, a colon and a leaf; "Structured reply types": each context has
 // an ID of its own.
 TEST_F(HandshakeTest, ContextNamesAndIdentifiers) {
