@@ -19,6 +19,19 @@ std::vector<MetaContext> OfferedContexts(const Export& served) {
   return offered;
 }
 
+std::vector<MetaContext> ResolveContexts(std::vector<MetaContext> selected,
+                                         const std::vector<MetaContext>& offered, bool extended_headers) {
+  for (MetaContext& context : selected) {
+    const auto found = std::find_if(offered.begin(), offered.end(), [&context](const MetaContext& other) {
+      return other.name == context.name;
+    });
+    if (found == offered.end()) return {};
+    if (found->source != nullptr && found->source->wide() && !extended_headers) return {};
+    context.source = found->source;
+  }
+  return selected;
+}
+
 ContextSelection SelectContexts(const std::vector<MetaContext>& offered, const MetaContextRequest& request,
                                 bool set, bool extended_headers) {
   ContextSelection selection;

@@ -29,6 +29,11 @@ struct ContextSelection {
 ContextSelection SelectContexts(const std::vector<MetaContext>& offered, const MetaContextRequest& request,
                                 bool set, bool extended_headers);
 
+// `selected`, without sources so far, as the export that was chosen in the end offers them. Empty where one
+// of them is not there any more: another export may have taken the name since.
+std::vector<MetaContext> ResolveContexts(std::vector<MetaContext> selected,
+                                         const std::vector<MetaContext>& offered, bool extended_headers);
+
 }  // namespace berth::nbd
 
 #endif  // BERTH_NBD_CONTEXT_SELECTION_H_

@@ -221,6 +221,8 @@ void Handshake::HandleMetaContext() {
   }
   if (set) {
     contexts_ = std::move(selection.contexts);
+    // Nothing of an export is held on to until one is chosen.
+    for (MetaContext& context : contexts_) context.source.reset();
     contexts_export_ = found.served->name;
   }
   ReplyHeader(OptionReply::kAck, 0);
@@ -231,7 +233,10 @@ bool Handshake::HasContexts(const Export& served) const {
 }
 
 void Handshake::FinishWith(std::shared_ptr<const Export> served) {
-  if (HasContexts(*served)) negotiated_.contexts = std::move(contexts_);
+  if (HasContexts(*served)) {
+    negotiated_.contexts = ResolveContexts(std::move(contexts_), OfferedContexts(*served),
+                                           negotiated_.reply_style == ReplyStyle::kExtended);
+  }
   negotiated_.block_sizes = BlockSizesOf(*served);
   negotiated_.served = std::move(served);
   phase_ = Phase::kNegotiated;

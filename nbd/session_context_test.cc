@@ -81,6 +81,36 @@ TEST_F(HandshakeOffersTest, SetSelectsByName) {
   EXPECT_EQ(contexts[1].source->name(), kWide);
 }
 
+// The export may go, and another take its name, before the client chooses it.
+TEST_F(HandshakeOffersTest, SelectedContextsAreThoseOfTheExportThatIsThere) {
+  ConnectWith(kExtendedOption);
+  Send(Opt(kSetMetaOption, Queries("offering", {"base:allocation", kStripes})));
+  const std::shared_ptr<const Export> before = exports_.Find("offering");
+  EXPECT_EQ(before->device->contexts()[0].use_count(), 2) << "the handshake holds on to it";
+  auto device = std::make_shared<StatusDevice>(std::make_shared<NullDevice>(kSize));
+  device->Offer(kDepth, false, 1);
+  device->Offer(kStripes, false, 1);
+  auto after = std::make_shared<Export>();
+  after->name = "offering";
+  after->device = device;
+  exports_.Remove("offering");
+  ASSERT_TRUE(exports_.Add(std::move(after)));
+  Send(Opt(kGoOption, Wish("offering")));
+  const std::vector<MetaContext> contexts = handshake_->TakeNegotiated().contexts;
+  ASSERT_EQ(contexts.size(), 2u);
+  EXPECT_EQ(contexts[1].id, 2u) << "as the client was told";
+  EXPECT_EQ(contexts[1].source, device->contexts()[1]);
+}
+
+TEST_F(HandshakeOffersTest, ContextsThatAreGoneAreNotAnswered) {
+  ConnectWith(kExtendedOption);
+  Send(Opt(kSetMetaOption, Queries("offering", {"base:allocation", kStripes})));
+  exports_.Remove("offering");
+  Add("offering");
+  Send(Opt(kGoOption, Wish("offering")));
+  EXPECT_TRUE(handshake_->TakeNegotiated().contexts.empty());
+}
+
 // NBD_REP_ERR_TOO_BIG: "if a request seeks to select too many contexts".
 TEST_F(HandshakeOffersTest, NotTooManyAreSelected) {
   auto device = std::make_shared<StatusDevice>(std::make_shared<NullDevice>(kSize));

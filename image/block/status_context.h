@@ -41,7 +41,8 @@ class StatusChannel {
   virtual Task<IoResult> Extents(uint64_t offset, uint64_t length, std::vector<StatusExtent>* out) = 0;
 };
 
-// Thread-safe. May outlive its device's interest in it: a bitmap that was deleted answers with an error.
+// Thread-safe. Does not keep its device alive, whose destructor may block; nobody opens it after the device
+// is gone. It may outlive what it tells of: a bitmap that was deleted answers with an error.
 class StatusContext {
  public:
   // `name` is a namespace, a colon and a leaf name in UTF-8, and no other of the device's. `wide`: a status
