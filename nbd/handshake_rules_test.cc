@@ -254,6 +254,21 @@ TEST_F(HandshakeTest, TheLastSelectionCounts) {
   EXPECT_EQ(handshake_->TakeNegotiated().contexts.size(), 1u);
 }
 
+// "Server-side requirements": without fixed newstyle there is no TLS. Where it is offered such a client is
+// served in the clear; where it is required, not at all.
+TEST_F(HandshakeTest, WithoutFixedNewstyleThereIsNoTls) {
+  for (const TlsMode mode : {TlsMode::kAllow, TlsMode::kRequire}) {
+    options_.tls = mode;
+    Connect(0);
+    EXPECT_EQ(Send(Opt(kStartTlsOption)), "");
+    ExpectClosed(absl::StatusCode::kInvalidArgument);
+    Connect(0);
+    const std::string reply = Send(Opt(kExportNameOption, "disk"));
+    EXPECT_EQ(handshake_->negotiated(), mode == TlsMode::kAllow);
+    EXPECT_EQ(reply, mode == TlsMode::kAllow ? SizeAndFlags() + std::string(124, '\0') : "");
+  }
+}
+
 // NBD_OPT_STARTTLS: contexts of before are not those of after, though the replies that they need are agreed
 // on anew.
 TEST_F(HandshakeTest, ContextsAreNotCarriedIntoTls) {
