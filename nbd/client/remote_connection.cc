@@ -18,6 +18,11 @@ constexpr size_t kZeroBuffer = size_t{1} << 20;  // For servers that cannot writ
 
 constexpr bool IsFua(WriteFlags flags) { return flags == WriteFlags::kFua; }
 
+const uint8_t* Zeroes() {
+  static const uint8_t* const zeroes = new uint8_t[kZeroBuffer]();
+  return zeroes;
+}
+
 uint64_t MaxPayload(const ExportInfo& info) {
   if (!info.block_sizes.has_value()) return kMaxPayload;
   const uint64_t maximum = std::min(info.block_sizes->maximum_payload, kMaxPayload);
@@ -280,11 +285,10 @@ Task<IoResult> RemoteConnection::Zero(uint64_t offset, uint64_t length, ZeroFlag
 }
 
 Task<IoResult> RemoteConnection::WriteZeroes(uint64_t offset, uint64_t length, ZeroFlags flags) {
-  static const uint8_t* const kZeroes = new uint8_t[kZeroBuffer]();
   const WriteFlags write_flags = berth::Has(flags, ZeroFlags::kFua) ? WriteFlags::kFua : WriteFlags::kNone;
   while (length > 0) {
     const uint64_t piece = std::min<uint64_t>(length, kZeroBuffer);
-    const IoResult result = co_await WriteChecked(offset, {kZeroes, piece}, write_flags);
+    const IoResult result = co_await WriteChecked(offset, {Zeroes(), piece}, write_flags);
     if (!result.ok()) co_return result;
     offset += piece;
     length -= piece;

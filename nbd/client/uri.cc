@@ -112,12 +112,12 @@ class Parser {
     const std::string scheme = absl::AsciiStrToLower(text_.substr(0, end));
     absl::string_view kind = scheme;
     uri_.tls = absl::StartsWith(scheme, "nbds");
-    absl::ConsumePrefix(&kind, uri_.tls ? "nbds" : "nbd");
-    if (kind == "+unix") {
+    const bool is_nbd = absl::ConsumePrefix(&kind, uri_.tls ? "nbds" : "nbd");
+    if (is_nbd && kind == "+unix") {
       uri_.family = Uri::Family::kUnix;
-    } else if (kind == "+vsock") {
+    } else if (is_nbd && kind == "+vsock") {
       uri_.family = Uri::Family::kVsock;
-    } else if (!kind.empty()) {
+    } else if (!is_nbd || !kind.empty()) {
       return Error(absl::StrCat("the scheme '", scheme, "' is none of NBD's, which are ", kSchemes));
     }
     scheme_ = scheme;

@@ -111,6 +111,8 @@ TEST(UriTest, EveryMistakeIsNamedWithItsWayOut) {
       {"http://h/", "the scheme 'http' is none of NBD's, which are nbd, nbds, nbd+unix"},
       {"nbd+tcp://h/", "the scheme 'nbd+tcp'"},
       {"nbdx://h/", "the scheme 'nbdx'"},
+      {"://u@h/", "the scheme '' is none of NBD's"},
+      {"+unix:///?socket=s", "the scheme '+unix' is none of NBD's"},
       {"nbd:localhost:10809", "'//' belongs after nbd:, as in nbd://HOST:PORT/NAME"},
       {"nbd://h/a b", "the byte ' ' is written %20 in a URI"},
       {"nbd://h/ü", "the byte '\\xc3' is written %c3 in a URI"},
