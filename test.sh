@@ -34,6 +34,33 @@ fi
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 
+# What runs at the moment, with all its children: a process group of its own, so that it ends with this script. Bazel's
+# client would go on otherwise, and with it the tests.
+running=
+run() {
+  local status=0
+  set -m
+  "$@" </dev/null &
+  running=$!
+  set +m
+  wait "$running" || status=$?
+  running=
+  return "$status"
+}
+# stopped SIGNAL EXIT_STATUS
+stopped() {
+  trap '' INT TERM HUP
+  if [[ -n $running ]]; then
+    kill -TERM -- "-$running" 2>/dev/null || true
+    wait "$running" 2>/dev/null || true
+  fi
+  echo "== stopped by SIG$1" >&2
+  exit "$2"
+}
+trap 'stopped INT 130' INT
+trap 'stopped TERM 143' TERM
+trap 'stopped HUP 129' HUP
+
 # Folders whose code is compiled with sanitizers: everything but gRPC's users, which Debian's uninstrumented gRPC would
 # drown in false reports.
 sanitized=()
@@ -51,8 +78,8 @@ fi
 bazel_tests() {
   local stage=$1 status=0
   shift
-  bazel test --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress \
-    --build_event_json_file="$results/$stage.json" "$@" </dev/null || status=$?
+  run bazel test --keep_going --color=no --show_progress_rate_limit=20 --noshow_loading_progress \
+    --build_event_json_file="$results/$stage.json" "$@" || status=$?
   /usr/bin/python3 .ci/results.py stage "$stage" "$results/$stage.json" "$status" "$results/cases"
 }
 
@@ -60,7 +87,7 @@ bazel_tests() {
 check() {
   local name=$1 status=0
   shift
-  "$@" </dev/null || status=$?
+  run "$@" || status=$?
   /usr/bin/python3 .ci/results.py check "$name" "$status" "$results/cases"
 }
 
@@ -116,7 +143,7 @@ run_stage() {
 
 echo "== setup"
 begin=$SECONDS
-.ci/setup.sh
+run .ci/setup.sh
 echo "== setup took $((SECONDS - begin)) s"
 for stage in "${stages[@]}"; do
   echo "== $stage"

@@ -127,7 +127,8 @@ while not h.aio_command_completed(held):
 class SlowExportTest : public testing::Test {
  protected:
   void SetUp() override {
-    ASSERT_TRUE(berthd_.Start({"--stop-timeout=30s"}));
+    // Less than the longest that a rate limit keeps a request.
+    ASSERT_TRUE(berthd_.Start({"--stop-timeout=8s"}));
     grpc::ClientContext context;
     SetDeadline(&context);
     v1::CreateExportRequest request;

@@ -234,11 +234,31 @@ TEST_F(ServicesTest, ListsComeInPages) {
   EXPECT_THAT(names, testing::ElementsAre("e10", "e11", "e12", "e13", "e14", "e15", "e16"));
 }
 
+TEST_F(ServicesTest, AttachmentsComeInPages) {
+  v1::ExportSpec shared = MemorySpec();
+  shared.set_shared_writers(true);
+  ASSERT_TRUE(Create("e", shared).ok());
+  for (const char* name : {"a1", "a2", "a3"}) ASSERT_TRUE(Attach(name, SpecOf("e")).ok());
+  v1::ListAttachmentsRequest request;
+  request.set_page_size(2);
+  v1::ListAttachmentsResponse first;
+  ASSERT_TRUE(Call(*attachments_stub_, &v1::AttachmentService::Stub::ListAttachments, request, &first).ok());
+  ASSERT_EQ(first.attachments_size(), 2);
+  EXPECT_EQ(first.attachments(1).name(), "a2");
+  request.set_page_token(first.next_page_token());
+  v1::ListAttachmentsResponse second;
+  ASSERT_TRUE(Call(*attachments_stub_, &v1::AttachmentService::Stub::ListAttachments, request, &second).ok());
+  ASSERT_EQ(second.attachments_size(), 1);
+  EXPECT_EQ(second.attachments(0).name(), "a3");
+  EXPECT_EQ(second.next_page_token(), "");
+}
+
 TEST_F(ServicesTest, TheNumberOfExportsIsLimited) {
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(Create(absl::StrCat("e", i), NullSpec()).ok());
   const grpc::Status status = Create("more", NullSpec());
   EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(DetailOf<google::rpc::ErrorInfo>(status).reason(), "LIMIT_REACHED");
+  EXPECT_EQ(DetailOf<google::rpc::ErrorInfo>(status).metadata().at("limit"), "max-exports");
   EXPECT_THAT(status.error_message(), HasSubstr("--max-exports"));
 }
 
@@ -263,7 +283,11 @@ TEST_F(ServicesTest, UpdatesChangeWhatTheMaskNames) {
   EXPECT_EQ(updated.spec().rate_limit().operations_per_second(), 1000000u);
 
   request.mutable_update_mask()->add_paths("read_only");
-  const grpc::Status status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, request, &updated);
+  grpc::Status status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, request, &updated);
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(), "update_mask");
+  request.clear_update_mask();
+  status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, request, &updated);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(), "update_mask");
 }
 

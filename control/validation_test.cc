@@ -70,6 +70,12 @@ TEST(ValidationTest, ExportSpecs) {
   spec.set_offset_bytes(512);
   spec.set_length_bytes(~uint64_t{0});
   ExpectRefused(CheckExportSpec(spec), "spec.length_bytes");
+  // Each alone would do.
+  spec.set_offset_bytes(kMaxSizeBytes - 4096);
+  spec.set_length_bytes(4096);
+  EXPECT_TRUE(CheckExportSpec(spec).ok());
+  spec.set_length_bytes(4097);
+  ExpectRefused(CheckExportSpec(spec), "spec.length_bytes");
   spec.set_offset_bytes(~uint64_t{0});
   ExpectRefused(CheckExportSpec(spec), "spec.offset_bytes");
   spec = Raw();

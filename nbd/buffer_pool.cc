@@ -5,25 +5,14 @@
 #include <cassert>
 #include <new>
 
+#include "image/io/address_sanitizer.h"
+
 namespace berth::nbd {
 namespace {
 
 using buffer_internal::Block;
 
 constexpr std::align_val_t kPage{4096};
-
-// With pooling, the address sanitizer would miss the use of a buffer after its end.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kPooled = false;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-constexpr bool kPooled = false;
-#else
-constexpr bool kPooled = true;
-#endif
-#else
-constexpr bool kPooled = true;
-#endif
 
 void Destroy(Block* block) {
   ::operator delete(block->data, kPage);
@@ -64,7 +53,7 @@ void Buffer::Release() { block_->pool->Recycle(block_); }
 
 void BufferPool::Recycle(Block* block) {
   *block->charged_to -= block->capacity;
-  if (!kPooled || unused_ + block->capacity > kMaxUnused) {
+  if (kAddressSanitizer || unused_ + block->capacity > kMaxUnused) {
     Destroy(block);
     return;
   }

@@ -10,6 +10,7 @@
 #include "control/berthctl/command.h"
 #include "control/berthctl/listing.h"
 #include "control/berthctl/option_values.h"
+#include "control/berthctl/request_options.h"
 #include "control/berthctl/server.h"
 #include "control/berthctl/size_text.h"
 #include "control/berthctl/time_text.h"
@@ -129,17 +130,11 @@ ExitCode Detach(Server& server, v1::DetachRequest request) {
 void AddDetach(CLI::App& app, Action& chosen) {
   CLI::App& command = *app.add_subcommand("detach", "Take a device away; returns when the kernel let it go");
   const auto request = std::make_shared<v1::DetachRequest>();
-  command
-      .add_option_function<std::string>(
-          "attachment", [request](const std::string& name) { request->set_name(name); },
-          "The attachment's name, or its /dev/nbdN")
-      ->required()
-      ->type_name("NAME");
+  AddName(command, "attachment", "The attachment's name, or its /dev/nbdN", request);
   command.add_flag_callback(
       "--force", [request] { request->set_force(true); },
       "Also while it is mounted or held: its users get I/O errors");
-  command.add_flag_callback(
-      "--allow-missing", [request] { request->set_allow_missing(true); }, "Succeed where there is none");
+  AddAllowMissing(command, request);
   command.footer(
       "Examples:\n"
       "  berthctl detach disk\n"
@@ -202,11 +197,7 @@ void AddListAndShow(CLI::App& group, Action& chosen) {
 
   CLI::App& show = *group.add_subcommand("show", "Show one attachment");
   const auto request = std::make_shared<v1::GetAttachmentRequest>();
-  show.add_option_function<std::string>(
-          "attachment", [request](const std::string& name) { request->set_name(name); },
-          "The attachment's name")
-      ->required()
-      ->type_name("NAME");
+  AddName(show, "attachment", "The attachment's name", request);
   show.footer(
       "Examples:\n"
       "  berthctl attachment show disk");

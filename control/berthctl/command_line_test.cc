@@ -1,6 +1,12 @@
 #include "control/berthctl/command_line.h"
 
+#include <sys/socket.h>
+#include <sys/un.h>
+
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -15,6 +21,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "gtest/gtest.h"
+#include "image/io/unique_fd.h"
 
 namespace berth::berthctl {
 namespace {
@@ -240,6 +247,14 @@ TEST_F(CommandLineTest, ExportListFollowsEveryPage) {
   EXPECT_EQ(lines[1], "disk0   1.5 GiB            0  rw      -            raw /srv/disk0.raw");
 }
 
+TEST_F(CommandLineTest, AListThatNeverEndsIsAnError) {
+  AddExport("disk");
+  fake_.page_size = 0;  // Each page is empty and names itself as the next.
+  const Result result = Do({"export", "list"});
+  EXPECT_EQ(result.code, ExitCode::kFailure);
+  EXPECT_THAT(result.err, HasSubstr("the same next one"));
+}
+
 TEST_F(CommandLineTest, ExportUpdateNamesWhatChanges) {
   AddExport("disk");
   EXPECT_EQ(Request({"export", "update", "disk", "--size=20G"}),
@@ -248,6 +263,10 @@ TEST_F(CommandLineTest, ExportUpdateNamesWhatChanges) {
       Request({"export", "update", "disk", "--iops=100", "--bps=1M", "--description="}),
       "UpdateExport name: \"disk\" update_mask { paths: \"description\" paths: \"rate_limit\" } rate_limit { "
       "operations_per_second: 100 bytes_per_second: 1048576 }");
+  EXPECT_EQ(
+      Request({"export", "update", "disk", "--size=1M", "--allow-shrink"}),
+      "UpdateExport name: \"disk\" update_mask { paths: \"size_bytes\" } size_bytes: 1048576 allow_shrink: "
+      "true");
   // No limit at all is a change as well.
   EXPECT_EQ(Request({"export", "update", "disk", "--iops=0"}),
             "UpdateExport name: \"disk\" update_mask { paths: \"rate_limit\" } rate_limit { }");
@@ -407,6 +426,14 @@ TEST_F(CommandLineTest, ErrorsTellReasonFieldAndWayOut) {
       "berthctl: detach disk: /dev/nbd0p1 is mounted on /mnt; unmount it, or --force takes it away all the "
       "same, and its users get I/O errors [DEVICE_MOUNTED]\n");
 
+  // What stands in the details alone is told too.
+  failure.mutable_violations(0)->set_description("close /mnt/a");
+  fake_.FailNext(ErrorWith(grpc::StatusCode::FAILED_PRECONDITION, "/dev/nbd0 is disconnected", failure,
+                           Reason("DETACHING")));
+  EXPECT_EQ(Do({"detach", "disk", "--force"}).err,
+            "berthctl: detach disk: /dev/nbd0 is disconnected; close /mnt/a; 'berthctl attachment show' and "
+            "'berthctl events' tell when it is done [DETACHING]\n");
+
   EXPECT_THAT(Do({"export", "show", "nothing"}).err, HasSubstr("'berthctl export list' shows what there is"));
   fake_.FailNext(ErrorWith(grpc::StatusCode::FAILED_PRECONDITION, "smaller", Reason("WOULD_SHRINK")));
   EXPECT_THAT(Do({"export", "update", "disk", "--size=1M"}).err, HasSubstr("--allow-shrink"));
@@ -419,6 +446,22 @@ TEST(BerthctlTest, SaysThatNoServerRuns) {
             "berthctl: export list: no berthd answers at unix:/nonexistent/berthd.sock (No such file or "
             "directory); "
             "start it, or name its address with --endpoint or BERTH_ENDPOINT\n");
+}
+
+TEST(BerthctlTest, AServerThatSaysNothingIsNotWaitedForLonger) {
+  std::string directory = "/tmp/berthctl.XXXXXX";  // Short, as sockets' paths must be.
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", directory.c_str());
+  const UniqueFd silent(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(bind(silent.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(listen(silent.get(), 5), 0);
+  const Result result =
+      Berthctl({absl::StrCat("--endpoint=unix:", address.sun_path), "--timeout=200ms", "export", "list"});
+  EXPECT_EQ(result.code, ExitCode::kUnavailable);
+  EXPECT_THAT(result.err, HasSubstr("no answer within 200ms"));
+  std::filesystem::remove_all(directory);
 }
 
 TEST(BerthctlTest, WaitsForAServerOnlyWhenAsked) {

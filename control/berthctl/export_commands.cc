@@ -9,6 +9,7 @@
 #include "control/berthctl/command.h"
 #include "control/berthctl/listing.h"
 #include "control/berthctl/option_values.h"
+#include "control/berthctl/request_options.h"
 #include "control/berthctl/server.h"
 #include "control/berthctl/size_text.h"
 #include "control/berthctl/time_text.h"
@@ -89,37 +90,32 @@ void AddRateLimit(CLI::App& command, const std::function<v1::RateLimit*()>& limi
 }
 
 template <typename Request>
-void AddName(CLI::App& command, const std::shared_ptr<Request>& request) {
-  command
-      .add_option_function<std::string>(
-          "export", [request](const std::string& name) { request->set_name(name); }, "The export's name")
-      ->required()
-      ->type_name("NAME");
+void AddExportName(CLI::App& command, const std::shared_ptr<Request>& request) {
+  AddName(command, "export", "The export's name", request);
 }
 
 void AddImageOptions(CLI::App& command, const std::shared_ptr<v1::CreateExportRequest>& request) {
-  v1::Image* image = request->mutable_spec()->mutable_image();
-  image->set_format(v1::IMAGE_FORMAT_RAW);
+  // The request's own, which it keeps.
+  const std::shared_ptr<v1::Image> image(request, request->mutable_spec()->mutable_image());
   command
       .add_option_function<std::string>(
-          "image", [image, request](const std::string& path) { image->set_path(path); },
+          "image", [image](const std::string& path) { image->set_path(path); },
           "The image's absolute path; left out for the formats memory and null")
       ->type_name("PATH");
-  AddEnum(command, "--format,-f", "Format (raw where it is left out)", v1::ImageFormat_descriptor(),
-          [image, request](int format) { image->set_format(static_cast<v1::ImageFormat>(format)); });
+  AddFormat(command, image);
   AddEnum(command, "--cache", "Cache mode (writeback)", v1::CacheMode_descriptor(),
-          [image, request](int cache) { image->set_cache(static_cast<v1::CacheMode>(cache)); });
+          [image](int cache) { image->set_cache(static_cast<v1::CacheMode>(cache)); });
   AddEnum(command, "--discard", "What a discard does (unmap)", v1::DiscardMode_descriptor(),
-          [image, request](int mode) { image->set_discard(static_cast<v1::DiscardMode>(mode)); });
+          [image](int mode) { image->set_discard(static_cast<v1::DiscardMode>(mode)); });
   AddSize(command, "--size", "Size of a memory or null image",
-          [image, request](uint64_t size) { image->set_size_bytes(size); });
+          [image](uint64_t size) { image->set_size_bytes(size); });
 }
 
 void AddCreate(CLI::App& group, Action& chosen) {
   CLI::App& command = *group.add_subcommand("create", "Open an image and give it a name");
   const auto request = std::make_shared<v1::CreateExportRequest>();
   v1::ExportSpec* spec = request->mutable_spec();
-  AddName(command, request);
+  AddExportName(command, request);
   AddImageOptions(command, request);
   command.add_flag_callback(
       "--read-only,-r", [spec] { spec->set_read_only(true); }, "Refuse writes");
@@ -183,7 +179,7 @@ void AddListAndShow(CLI::App& group, Action& chosen) {
 
   CLI::App& show = *group.add_subcommand("show", "Show one export with all its settings");
   const auto request = std::make_shared<v1::GetExportRequest>();
-  AddName(show, request);
+  AddExportName(show, request);
   show.footer(
       "Examples:\n"
       "  berthctl export show disk");
@@ -211,14 +207,12 @@ void Mask(v1::UpdateExportRequest& request, const char* path) {
 void AddUpdate(CLI::App& group, Action& chosen) {
   CLI::App& command = *group.add_subcommand("update", "Change an export while it is in use");
   const auto request = std::make_shared<v1::UpdateExportRequest>();
-  AddName(command, request);
+  AddExportName(command, request);
   AddSize(command, "--size", "Resize the image; attached devices follow", [request](uint64_t size) {
     Mask(*request, "size_bytes");
     request->set_size_bytes(size);
   });
-  command.add_flag_callback(
-      "--allow-shrink", [request] { request->set_allow_shrink(true); },
-      "A smaller size is meant, and what lies beyond may go");
+  AddAllowShrink(command, request);
   command.add_option_function<std::string>(
       "--description,-D",
       [request](const std::string& text) {
@@ -255,11 +249,10 @@ void AddUpdate(CLI::App& group, Action& chosen) {
 void AddDelete(CLI::App& group, Action& chosen) {
   CLI::App& command = *group.add_subcommand("delete", "Close an export's image and forget the name");
   const auto request = std::make_shared<v1::DeleteExportRequest>();
-  AddName(command, request);
+  AddExportName(command, request);
   command.add_flag_callback(
       "--force", [request] { request->set_force(true); }, "Disconnect clients that are served");
-  command.add_flag_callback(
-      "--allow-missing", [request] { request->set_allow_missing(true); }, "Succeed where there is none");
+  AddAllowMissing(command, request);
   command.footer(
       "The image file stays. An attached export is detached first: berthctl detach.\n\n"
       "Examples:\n"

@@ -8,6 +8,7 @@
 #include "control/berthctl/command.h"
 #include "control/berthctl/operation_call.h"
 #include "control/berthctl/option_values.h"
+#include "control/berthctl/request_options.h"
 #include "control/berthctl/server.h"
 #include "control/berthctl/size_text.h"
 
@@ -42,15 +43,13 @@ ExitCode Run(Server& server, const char* what, Method<Request> method, const Req
 // What every image command takes.
 template <typename Request>
 void AddImage(CLI::App& command, const std::shared_ptr<Request>& request) {
-  request->set_format(v1::IMAGE_FORMAT_RAW);
   command
       .add_option_function<std::string>(
           "path", [request](const std::string& path) { request->set_path(path); },
           "The image's absolute path, inside one of berthd's image roots")
       ->required()
       ->type_name("PATH");
-  AddEnum(command, "--format,-f", "Format (raw where it is left out)", v1::ImageFormat_descriptor(),
-          [request](int format) { request->set_format(static_cast<v1::ImageFormat>(format)); });
+  AddFormat(command, request);
 }
 
 template <typename Request>
@@ -126,9 +125,7 @@ void AddResize(CLI::App& image, Action& chosen) {
   const auto request = std::make_shared<v1::ResizeImageRequest>();
   AddImage(command, request);
   AddImageSize(command, request);
-  command.add_flag_callback(
-      "--allow-shrink", [request] { request->set_allow_shrink(true); },
-      "A smaller size is meant, and what lies beyond may go");
+  AddAllowShrink(command, request);
   command.footer(
       "An image that is exported is resized with 'berthctl export update NAME --size=SIZE'.\n\n"
       "Examples:\n"

@@ -3,6 +3,8 @@
 #include <array>
 #include <new>
 
+#include "image/io/address_sanitizer.h"
+
 namespace berth {
 namespace {
 
@@ -36,26 +38,13 @@ struct ThreadFrames {
 
 thread_local ThreadFrames thread_frames;
 
-// With pooling, the address sanitizer would miss the use of a frame after its end.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kPooled = false;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-constexpr bool kPooled = false;
-#else
-constexpr bool kPooled = true;
-#endif
-#else
-constexpr bool kPooled = true;
-#endif
-
 size_t ClassOf(size_t size) { return (size - 1) / kGranule; }
 
 }  // namespace
 
 void* AllocateFrame(size_t size) {
   const size_t size_class = ClassOf(size);
-  if (!kPooled || size_class >= kClasses) return ::operator new(size);
+  if (kAddressSanitizer || size_class >= kClasses) return ::operator new(size);
   FreeList& list = thread_frames.lists[size_class];
   if (list.head == nullptr) return ::operator new((size_class + 1) * kGranule);
   FreeList::Node* node = list.head;
@@ -66,7 +55,7 @@ void* AllocateFrame(size_t size) {
 
 void FreeFrame(void* frame, size_t size) {
   const size_t size_class = ClassOf(size);
-  if (!kPooled || size_class >= kClasses) {
+  if (kAddressSanitizer || size_class >= kClasses) {
     ::operator delete(frame);
     return;
   }
