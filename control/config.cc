@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <exception>
 #include <iterator>
+#include <map>
+#include <set>
 #include <thread>
 
 #include "absl/strings/ascii.h"
@@ -126,6 +128,37 @@ void AddSecurity(CLI::App& app, Config& config) {
       ->type_name("UID");
 }
 
+void AddNbdTls(CLI::App& app, Config& config, std::vector<std::string>& rules) {
+  const std::map<std::string, nbd::TlsMode> modes = {
+      {"off", nbd::TlsMode::kOff}, {"allow", nbd::TlsMode::kAllow}, {"require", nbd::TlsMode::kRequire}};
+  app.add_option_function<std::string>(
+         "--tls", [&config, modes](const std::string& mode) { config.nbd_tls = modes.at(mode); },
+         "TLS for NBD clients: off, allow (exports that require it are hidden from clients without), require")
+      ->type_name("MODE")
+      ->check(CLI::IsMember(std::set<std::string>{"off", "allow", "require"}))
+      ->default_str("off");
+  app.add_option("--tls-certificates", config.nbd_tls_files.certificates,
+                 "Directory with server-cert.pem, server-key.pem, ca-cert.pem and perhaps ca-crl.pem, for "
+                 "--tls; read "
+                 "again when they change")
+      ->type_name("DIR")
+      ->check(CLI::Validator(CheckAbsolute, ""));
+  app.add_option("--tls-psk", config.nbd_tls_files.psk,
+                 "File of pre-shared keys, USER:HEXKEY lines as psktool writes them, for --tls; read again "
+                 "when it changes")
+      ->type_name("FILE")
+      ->check(CLI::Validator(CheckAbsolute, ""));
+  app.add_flag("--tls-verify-client", config.nbd_tls_files.verify_client,
+               "Refuse NBD clients without a certificate of an authority in ca-cert.pem");
+  app.add_option("--tls-allow-client", rules,
+                 "An NBD client that is let in: dn:PATTERN for the name in its certificate, psk:PATTERN for "
+                 "the user of its "
+                 "pre-shared key, * for everybody, or one of these after a ! that refuses; repeat for more, "
+                 "the first that "
+                 "fits decides; without one everybody is let in")
+      ->type_name("RULE");
+}
+
 void AddLimits(CLI::App& app, Config& config) {
   AddCount(app, "--reactors", config.reactors, 1, 256, "Threads that serve I/O");
   AddCount(app, "--rpc-threads", config.rpc_threads, 4, 1024, "The most threads that serve gRPC");
@@ -134,6 +167,8 @@ void AddLimits(CLI::App& app, Config& config) {
   AddCount(app, "--max-connections", config.max_connections, 1, 1000000, "The most NBD clients' connections");
   AddCount(app, "--max-connections-per-export", config.max_connections_per_export, 1, 1000000,
            "The most NBD clients' connections to one export");
+  AddCount(app, "--max-connections-per-address", config.max_connections_per_address, 1, 1000000,
+           "The most NBD clients' connections from one IPv4 address or one IPv6 network of 64 bits");
   AddSize(app, "--connection-memory", config.connection_memory, size_t{32} << 20,
           "Bytes of requests that a connection may have in flight");
   AddCount(app, "--max-rpc-connections", config.max_rpc_connections, 1, 100000,
@@ -175,6 +210,16 @@ std::string CheckTogether(const Config& config) {
         ": TCP needs mutual TLS; give --tls-certificate, --tls-key and --tls-client-ca, or listen "
         "on unix:PATH");
   }
+  const nbd::ServerTlsFiles& files = config.nbd_tls_files;
+  if (config.nbd_tls != nbd::TlsMode::kOff && files.certificates.empty() && files.psk.empty()) {
+    return "--tls: needs --tls-certificates=DIR, --tls-psk=FILE, or both";
+  }
+  if (config.nbd_tls == nbd::TlsMode::kOff && !(files.certificates.empty() && files.psk.empty())) {
+    return "--tls-certificates and --tls-psk are for --tls=allow or --tls=require, and TLS is off";
+  }
+  if (files.verify_client && files.certificates.empty()) {
+    return "--tls-verify-client: needs --tls-certificates=DIR, whose ca-cert.pem says which clients are good";
+  }
   if (config.max_watchers + 2 > static_cast<size_t>(config.rpc_threads)) {
     return absl::StrCat("--max-watchers=", config.max_watchers, ": needs --rpc-threads of at least ",
                         config.max_watchers + 2, ", not ", config.rpc_threads);
@@ -199,8 +244,10 @@ ParsedCommandLine ParseCommandLine(int argc, const char* const* argv) {
       ->type_name("FILE");
   app.allow_config_extras(false);
   std::vector<std::string> listen;
+  std::vector<std::string> rules;
   AddAddresses(app, config, listen);
   AddSecurity(app, config);
+  AddNbdTls(app, config, rules);
   AddLimits(app, config);
   AddTimes(app, config);
   // The library reports by exceptions; they end here.
@@ -229,7 +276,11 @@ ParsedCommandLine ParseCommandLine(int argc, const char* const* argv) {
       config.listen_tcp.push_back(address);
     }
   }
-  if (const std::string problem = CheckTogether(config); !problem.empty()) {
+  absl::StatusOr<nbd::AccessRules> allowed = nbd::AccessRules::Parse(rules);
+  std::string problem =
+      allowed.ok() ? CheckTogether(config) : absl::StrCat("--tls-allow-client: ", allowed.status().message());
+  if (allowed.ok()) config.nbd_allowed_clients = *std::move(allowed);
+  if (!problem.empty()) {
     parsed.text = absl::StrCat("berthd: ", problem, "\n");
     parsed.exit_code = kUsageError;
     return parsed;

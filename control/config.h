@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "nbd/access_rules.h"
+#include "nbd/handshake.h"
+#include "nbd/tls/credentials.h"
 
 namespace berth::control {
 
@@ -27,11 +30,17 @@ struct Config {
   std::vector<uid_t> allowed_uids;
   bool nbd_socket_for_all = false;
 
+  // Of NBD clients.
+  nbd::TlsMode nbd_tls = nbd::TlsMode::kOff;
+  nbd::ServerTlsFiles nbd_tls_files;
+  nbd::AccessRules nbd_allowed_clients;
+
   int reactors = 0;  // At least 1 after parsing.
   size_t max_exports = 10000;
   size_t max_attachments = 1024;
   size_t max_connections = 1024;
   size_t max_connections_per_export = 256;
+  size_t max_connections_per_address = 256;
   size_t connection_memory = size_t{64} << 20;
   int rpc_threads = 64;
   size_t max_rpc_connections = 256;

@@ -26,10 +26,14 @@
 #include "image/opener/image_roots.h"
 #include "nbd/address.h"
 #include "nbd/server.h"
+#include "nbd/tls/server_credentials.h"
 #include "netlink/libnl_nbd_kernel.h"
 
 namespace berth::control {
 namespace {
+
+// How often the files for TLS are looked at.
+constexpr absl::Duration kCredentialsInterval = absl::Seconds(2);
 
 // Each export, connection and device takes some descriptors. Less than what is wanted is a warning, as a
 // small service needs no more.
@@ -74,6 +78,7 @@ class RunningDaemon final : public Daemon {
  private:
   absl::Status OpenState();
   absl::Status StartNbd();
+  absl::Status ReadTlsCredentials(nbd::ServerOptions& options);
   absl::Status StartMetrics();
   absl::Status StartRpc();
   MetricsSample Sample() const;
@@ -129,13 +134,41 @@ absl::Status RunningDaemon::OpenState() {
   return absl::OkStatus();
 }
 
+// What is told to people of the files for TLS, at the start and when they change.
+void TellAboutCredentials(EventHub& events, const absl::Status& status) {
+  v1::Event event;
+  event.set_type(status.ok() ? v1::EVENT_TYPE_TLS_CREDENTIALS_READ : v1::EVENT_TYPE_TLS_CREDENTIALS_FAILED);
+  event.set_message(std::string(status.message()));
+  events.Publish(std::move(event));
+  if (status.ok()) return Log(LogLevel::kInfo, "TLS credentials read again");
+  Log(LogLevel::kError, "new TLS credentials cannot be used, the old ones stay",
+      {{"error", std::string(status.message())}});
+}
+
+absl::Status RunningDaemon::ReadTlsCredentials(nbd::ServerOptions& options) {
+  options.handshake.tls = config_.nbd_tls;
+  options.allowed_clients = config_.nbd_allowed_clients;
+  if (config_.nbd_tls == nbd::TlsMode::kOff) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<nbd::ServerCredentials>> opened = nbd::ServerCredentials::Open(
+      config_.nbd_tls_files, kCredentialsInterval,
+      [events = events_](const absl::Status& status) { TellAboutCredentials(*events, status); });
+  if (!opened.ok()) return Explained("--tls", opened.status());
+  for (const std::string& warning : (*opened)->current()->warnings()) Log(LogLevel::kWarning, warning);
+  // A connection that would not end may outlive the daemon.
+  const std::shared_ptr<nbd::ServerCredentials> credentials = *std::move(opened);
+  options.tls_credentials = [credentials] { return credentials->current(); };
+  return absl::OkStatus();
+}
+
 absl::Status RunningDaemon::StartNbd() {
   nbd::ServerOptions options;
   options.max_connections = config_.max_connections;
   options.max_connections_per_export = config_.max_connections_per_export;
+  options.max_connections_per_address = config_.max_connections_per_address;
   options.handshake_timeout = config_.handshake_limit;
   options.session.max_bytes_in_flight = config_.connection_memory;
   options.handshake.sole_export_is_default = false;  // Exports come and go.
+  if (absl::Status status = ReadTlsCredentials(options); !status.ok()) return status;
   nbd_ = std::make_unique<nbd::Server>(*reactors_, exports_, options,
                                        std::make_shared<NetworkClients>(exports_, events_));
   for (const std::string& text : config_.nbd) {

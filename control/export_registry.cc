@@ -13,6 +13,7 @@
 #include "control/spec_difference.h"
 #include "control/status_details.h"
 #include "control/utf8.h"
+#include "nbd/access_rules.h"
 
 namespace berth::control {
 namespace {
@@ -70,6 +71,11 @@ std::shared_ptr<const nbd::Export> ExportRegistry::Serve(const Entry& entry, boo
   served->read_only = read_only || entry.image.device->traits().read_only;
   served->multi_connection = entry.image.device->traits().flush_covers_all_channels;
   served->observer = entry.observer;
+  served->require_tls = entry.spec.require_tls();
+  // Rules were checked when they came. Those of a state file that somebody has edited refuse everybody.
+  const auto& rules = entry.spec.allowed_clients();
+  absl::StatusOr<nbd::AccessRules> allowed = nbd::AccessRules::Parse({rules.begin(), rules.end()});
+  served->allowed_clients = allowed.ok() ? *std::move(allowed) : *nbd::AccessRules::Parse({"!*"});
   std::shared_ptr<References> references = entry.references;
   {
     MutexLock lock(&references->mutex);
@@ -219,6 +225,8 @@ absl::StatusOr<v1::Export> ExportRegistry::Update(
   for (const std::string& path : request.update_mask().paths()) {
     if (path == "description") spec.set_description(request.description());
     if (path == "rate_limit") *spec.mutable_rate_limit() = request.rate_limit();
+    if (path == "require_tls") spec.set_require_tls(request.require_tls());
+    if (path == "allowed_clients") *spec.mutable_allowed_clients() = request.allowed_clients();
     if (path == "size_bytes") {
       if (absl::Status status = Resize(*entry, request, resize_devices); !status.ok()) return status;
       // A file knows its size itself.

@@ -13,10 +13,12 @@
 namespace berth::control {
 namespace {
 
+constexpr absl::string_view kChangeable = "description, rate_limit, size_bytes, require_tls, allowed_clients";
+
 absl::Status CheckUpdate(const v1::UpdateExportRequest& request) {
   if (absl::Status status = CheckName("name", request.name()); !status.ok()) return status;
   if (request.update_mask().paths().empty()) {
-    return InvalidField("update_mask", "name what is to change: description, rate_limit, size_bytes");
+    return InvalidField("update_mask", absl::StrCat("name what is to change: ", kChangeable));
   }
   for (const std::string& path : request.update_mask().paths()) {
     absl::Status status;
@@ -26,10 +28,11 @@ absl::Status CheckUpdate(const v1::UpdateExportRequest& request) {
       status = CheckRateLimit(path, request.rate_limit());
     } else if (path == "size_bytes") {
       status = CheckSize(path, request.size_bytes());
-    } else {
-      status = InvalidField("update_mask", absl::StrCat(Quoted(path),
-                                                        " cannot be changed; what can is "
-                                                        "description, rate_limit, size_bytes"));
+    } else if (path == "allowed_clients") {
+      status = CheckAllowedClients(path, request.allowed_clients());
+    } else if (path != "require_tls") {
+      status = InvalidField("update_mask",
+                            absl::StrCat(Quoted(path), " cannot be changed; what can is ", kChangeable));
     }
     if (!status.ok()) return status;
   }

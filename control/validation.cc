@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "control/protobuf_time.h"
 #include "control/status_details.h"
+#include "nbd/access_rules.h"
 
 namespace berth::control {
 namespace {
@@ -117,6 +118,12 @@ absl::Status CheckDescription(absl::string_view field, absl::string_view descrip
   return absl::OkStatus();
 }
 
+absl::Status CheckAllowedClients(absl::string_view field,
+                                 const google::protobuf::RepeatedPtrField<std::string>& rules) {
+  const absl::Status status = nbd::AccessRules::Parse({rules.begin(), rules.end()}).status();
+  return status.ok() ? status : InvalidField(field, status.message());
+}
+
 absl::Status CheckExportSpec(const v1::ExportSpec& spec) {
   if (!spec.has_image()) return InvalidField("spec.image", "is missing");
   if (absl::Status status = CheckImage(spec.image()); !status.ok()) return status;
@@ -133,6 +140,10 @@ absl::Status CheckExportSpec(const v1::ExportSpec& spec) {
   }
   if (spec.read_only() && spec.shared_writers()) {
     return InvalidField("spec.shared_writers", "a read-only export has no writers; set one of the two");
+  }
+  if (absl::Status status = CheckAllowedClients("spec.allowed_clients", spec.allowed_clients());
+      !status.ok()) {
+    return status;
   }
   return CheckRateLimit("spec.rate_limit", spec.rate_limit());
 }

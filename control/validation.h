@@ -30,6 +30,8 @@ absl::Status CheckSize(absl::string_view field, uint64_t size_bytes);
 
 absl::Status CheckRateLimit(absl::string_view field, const v1::RateLimit& limit);
 absl::Status CheckDescription(absl::string_view field, absl::string_view description);
+absl::Status CheckAllowedClients(absl::string_view field,
+                                 const google::protobuf::RepeatedPtrField<std::string>& rules);
 absl::Status CheckExportSpec(const v1::ExportSpec& spec);
 absl::Status CheckAttachmentSpec(const v1::AttachmentSpec& spec);
 

@@ -46,6 +46,18 @@ v1::ExportSpec Raw() {
   return spec;
 }
 
+TEST(ValidationTest, RulesOnClients) {
+  v1::ExportSpec spec = Raw();
+  spec.add_allowed_clients("!dn:CN=agent-7,**");
+  spec.add_allowed_clients("*");
+  EXPECT_TRUE(CheckExportSpec(spec).ok());
+  spec.add_allowed_clients("CN=agent");
+  ExpectRefused(CheckExportSpec(spec), "spec.allowed_clients");
+  spec = Raw();
+  for (int i = 0; i < 257; ++i) spec.add_allowed_clients("*");
+  ExpectRefused(CheckExportSpec(spec), "spec.allowed_clients");
+}
+
 TEST(ValidationTest, ExportSpecs) {
   EXPECT_TRUE(CheckExportSpec(Raw()).ok());
   ExpectRefused(CheckExportSpec(v1::ExportSpec()), "spec.image");

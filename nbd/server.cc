@@ -221,8 +221,11 @@ Task<absl::Status> Server::Connection::StartTls() {
   if (!status.ok()) co_return status;
   identity_ = {.distinguished_name = transport.peer().distinguished_name,
                .psk_user = transport.peer().psk_user};
-  if (!identity_.distinguished_name.empty()) absl::StrAppend(&peer_, " (", identity_.distinguished_name, ")");
-  if (!identity_.psk_user.empty()) absl::StrAppend(&peer_, " (psk:", identity_.psk_user, ")");
+  // For people and logs, whatever an authority signed.
+  if (!identity_.distinguished_name.empty()) {
+    absl::StrAppend(&peer_, " ", Quoted(identity_.distinguished_name));
+  }
+  if (!identity_.psk_user.empty()) absl::StrAppend(&peer_, " psk:", Quoted(identity_.psk_user));
   co_return status;
 }
 

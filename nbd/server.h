@@ -35,7 +35,7 @@ namespace berth::nbd {
 // One that has an export.
 struct Client {
   std::string export_name;
-  std::string peer;  // As PeerName() says it, and under TLS who it is: "127.0.0.1:4711 (CN=agent,O=Example)".
+  std::string peer;  // As PeerName() says it, and under TLS who it is: "127.0.0.1:4711 'CN=agent,O=Example'".
 };
 
 // Hears of clients on the reactors' threads: thread-safe, quick, never blocks.

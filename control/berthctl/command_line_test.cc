@@ -236,6 +236,19 @@ TEST_F(CommandLineTest, ExportCreateSendsEveryOption) {
       "burst_operations: 6 burst_bytes: 8192 } }");
 }
 
+TEST_F(CommandLineTest, ExportsOfClientsUnderTls) {
+  EXPECT_EQ(
+      Request({"export", "create", "d", "/a", "--require-tls", "--allow-client=!dn:CN=a,O=b",
+               "--allow-client=psk:*"}),
+      "CreateExport name: \"d\" spec { image { path: \"/a\" format: IMAGE_FORMAT_RAW } require_tls: true "
+      "allowed_clients: \"!dn:CN=a,O=b\" allowed_clients: \"psk:*\" }");
+  EXPECT_THAT(Do({"export", "show", "d"}).out,
+              AllOf(HasSubstr("TLS:          required\n"), HasSubstr("clients:      !dn:CN=a,O=b  psk:*\n")));
+  EXPECT_EQ(Request({"export", "update", "d", "--require-tls=false", "--allow-client=*"}),
+            "UpdateExport name: \"d\" update_mask { paths: \"require_tls\" paths: \"allowed_clients\" } "
+            "allowed_clients: \"*\"");
+}
+
 TEST_F(CommandLineTest, ExportListFollowsEveryPage) {
   for (int i = 0; i < 25; ++i) AddExport(absl::StrCat("disk", i));
   fake_.page_size = 10;

@@ -1,6 +1,7 @@
 // berthctl export create|list|show|update|delete
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,12 @@ namespace berth::berthctl {
 namespace {
 
 using Stub = v1::ExportService::StubInterface;
+
+constexpr char kAllowClientHelp[] =
+    "A network client that may use it: dn:PATTERN for the name in its certificate, psk:PATTERN for the user "
+    "of its "
+    "pre-shared key, * for everybody, or one of these after a ! that refuses; repeat for more, the first "
+    "that fits decides";
 
 std::unique_ptr<Stub> NewStub(Server& server) { return v1::ExportService::NewStub(server.channel()); }
 
@@ -62,6 +69,10 @@ void PrintExport(Console& console, const v1::Export& shown) {
         << (spec.length_bytes() == 0 ? "to the end" : absl::StrCat(spec.length_bytes(), " bytes")) << '\n';
   }
   out << "rate limit:   " << Limit(spec.rate_limit()) << '\n';
+  if (spec.require_tls()) out << "TLS:          required\n";
+  if (!spec.allowed_clients().empty()) {
+    out << "clients:      " << Printable(absl::StrJoin(spec.allowed_clients(), "  ")) << '\n';
+  }
   if (!spec.description().empty()) out << "description:  " << Printable(spec.description()) << '\n';
   out << "created:      " << TimeText(shown.create_time()) << '\n'
       << "connections:  " << shown.connections() << '\n'
@@ -125,6 +136,16 @@ void AddCreate(CLI::App& group, Action& chosen) {
   command.add_option_function<std::string>(
       "--description,-D", [spec](const std::string& text) { spec->set_description(text); },
       "Free text for clients that ask");
+  command.add_flag_callback(
+      "--require-tls", [spec] { spec->set_require_tls(true); }, "Network clients get it under TLS alone");
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--allow-client",
+          [spec](const std::vector<std::string>& rules) {
+            spec->mutable_allowed_clients()->Assign(rules.begin(), rules.end());
+          },
+          kAllowClientHelp)
+      ->type_name("RULE");
   AddSize(command, "--offset,-o", "Show the image from here on",
           [spec](uint64_t offset) { spec->set_offset_bytes(offset); });
   AddSize(command, "--length", "Show so much of it (up to the end)",
@@ -135,6 +156,8 @@ void AddCreate(CLI::App& group, Action& chosen) {
       "  berthctl export create disk /srv/images/disk.raw\n"
       "  berthctl export create base /srv/images/base.raw --read-only\n"
       "  berthctl export create db /srv/images/db.raw --cache=none --iops=2000 --bps=200M\n"
+      "  berthctl export create vault /srv/images/vault.raw --require-tls "
+      "--allow-client='dn:CN=agent-*,O=Example'\n"
       "  berthctl export create scratch --format=memory --size=1G");
   command.callback([request, &chosen] {
     chosen = [request](Server& server) {
@@ -220,6 +243,24 @@ void AddUpdate(CLI::App& group, Action& chosen) {
         request->set_description(text);
       },
       "Free text for clients that ask");
+  command
+      .add_option_function<bool>(
+          "--require-tls",
+          [request](const bool& required) {
+            Mask(*request, "require_tls");
+            request->set_require_tls(required);
+          },
+          "Whether network clients get it under TLS alone")
+      ->type_name("true|false");
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--allow-client",
+          [request](const std::vector<std::string>& rules) {
+            Mask(*request, "allowed_clients");
+            request->mutable_allowed_clients()->Assign(rules.begin(), rules.end());
+          },
+          absl::StrCat(kAllowClientHelp, "; those given take the place of all others"))
+      ->type_name("RULE");
   AddRateLimit(command, [request] {
     Mask(*request, "rate_limit");
     return request->mutable_rate_limit();
@@ -232,7 +273,8 @@ void AddUpdate(CLI::App& group, Action& chosen) {
       "  berthctl export update disk --iops=0");
   command.callback([request, &chosen] {
     if (request->update_mask().paths().empty()) {
-      throw CLI::ValidationError("nothing to change; give --size, --description, --iops or --bps");
+      throw CLI::ValidationError(
+          "nothing to change; give --size, --description, --require-tls, --allow-client, --iops or --bps");
     }
     chosen = [request](Server& server) {
       const auto stub = NewStub(server);

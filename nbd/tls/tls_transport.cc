@@ -101,7 +101,7 @@ class OpensslTransport final : public TlsTransport {
   std::string failure_;
   bool established_ = false;
   bool ended_ = false;  // The other end said so.
-  bool shut_ = false;
+  bool shut_ = false;   // A socket whose kernel encrypts takes bytes all the same, and drops them.
   bool timed_out_ = false;
   Reactor::Operation* receiving_ = nullptr;
   bool cancelled_ = false;
@@ -362,6 +362,7 @@ Task<int> OpensslTransport::Send(absl::Span<const iovec> vectors) {
   if (stream_.kernel_encrypts()) {
     int sent = -EINTR;
     while (sent == -EINTR || sent == -EAGAIN) {
+      if (shut_) co_return -EPIPE;
       const msghdr message = MessageOf(vectors);
       sent = co_await reactor_.SendMessage(socket_.get(), &message);
     }
@@ -376,6 +377,7 @@ Task<int> OpensslTransport::Send(absl::Span<const iovec> vectors) {
 
 int OpensslTransport::TrySend(absl::Span<const iovec> vectors) {
   if (stream_.kernel_encrypts()) {
+    if (shut_) return -EPIPE;
     const msghdr message = MessageOf(vectors);
     const ssize_t sent = sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     return sent < 0 ? -errno : static_cast<int>(sent);

@@ -1,10 +1,11 @@
 // What every Transport promises, over plain sockets and over TLS in its forms; and what TLS alone promises.
 #include "nbd/tls/tls_transport.h"
 
-#include <poll.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <future>
 #include <memory>
 #include <numeric>
@@ -25,10 +26,11 @@ namespace {
 constexpr absl::Duration kTimeout = absl::Seconds(60);
 constexpr char kPsk[] = "alice:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n";
 
-enum class Kind { kPlain, kTls13, kTls12, kPsk13, kPsk12 };
+// The last two over TCP, where the kernel may encrypt; the others over Unix sockets.
+enum class Kind { kPlain, kTls13, kTls12, kPsk13, kPsk12, kTcp13, kTcp12 };
 
 std::string NameOf(const testing::TestParamInfo<Kind>& info) {
-  constexpr const char* kNames[] = {"Plain", "Tls13", "Tls12", "Psk13", "Psk12"};
+  constexpr const char* kNames[] = {"Plain", "Tls13", "Tls12", "Psk13", "Psk12", "Tcp13", "Tcp12"};
   return kNames[static_cast<int>(info.param)];
 }
 
@@ -82,12 +84,32 @@ class TransportTest : public testing::TestWithParam<Kind> {
 
   void MakeSockets(int buffer = 4 << 20) {
     int pair[2];
-    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    if (GetParam() == Kind::kTcp13 || GetParam() == Kind::kTcp12) {
+      ASSERT_NO_FATAL_FAILURE(MakeTcpPair(pair));
+    } else {
+      ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    }
     for (const int socket : pair) setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
     server_socket_ = UniqueFd(pair[0]);
     client_socket_ = UniqueFd(pair[1]);
     server_fd_ = pair[0];
     client_fd_ = pair[1];
+  }
+
+  static void MakeTcpPair(int pair[2]) {
+    const UniqueFd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    auto* generic = reinterpret_cast<sockaddr*>(&address);
+    ASSERT_EQ(bind(listener.get(), generic, size), 0);
+    ASSERT_EQ(listen(listener.get(), 1), 0);
+    ASSERT_EQ(getsockname(listener.get(), generic, &size), 0);
+    pair[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ASSERT_EQ(connect(pair[1], generic, size), 0);
+    pair[0] = accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC);
+    ASSERT_GE(pair[0], 0);
   }
 
   static std::shared_ptr<const TlsCredentials> Checked(
@@ -104,7 +126,7 @@ class TransportTest : public testing::TestWithParam<Kind> {
       files.verify_client = true;
     }
     auto credentials = Checked(TlsCredentials::ForServer(files));
-    if (kind == Kind::kTls12 || kind == Kind::kPsk12) {
+    if (kind == Kind::kTls12 || kind == Kind::kPsk12 || kind == Kind::kTcp12) {
       SSL_CTX_set_max_proto_version(credentials->context(), TLS1_2_VERSION);
     }
     return credentials;
@@ -358,9 +380,30 @@ TEST_P(TransportTest, ShutdownEndsWhatIsUnderWay) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TransportTest,
-                         testing::Values(Kind::kPlain, Kind::kTls13, Kind::kTls12, Kind::kPsk13,
-                                         Kind::kPsk12),
+                         testing::Values(Kind::kPlain, Kind::kTls13, Kind::kTls12, Kind::kPsk13, Kind::kPsk12,
+                                         Kind::kTcp13, Kind::kTcp12),
                          NameOf);
+
+class TcpTest : public TransportTest {};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, TcpTest, testing::Values(Kind::kTcp13, Kind::kTcp12), NameOf);
+
+// The virtual machine has the kernel's module; elsewhere it is as it comes.
+TEST_P(TcpTest, TheKernelEncryptsWhereItCan) {
+  Run([this]() -> Task<void> {
+    if (getenv("BERTH_VM") != nullptr) {
+      EXPECT_TRUE(server_tls_->peer().kernel_encrypts) << server_tls_->peer().cipher;
+      EXPECT_TRUE(client_tls_->peer().kernel_encrypts) << client_tls_->peer().cipher;
+    }
+    std::vector<uint8_t> bytes = Bytes(100000);
+    EXPECT_EQ(co_await SendAll(*server_, bytes), 0);
+    server_.reset();
+    int result;
+    const std::vector<uint8_t> got = co_await ReceiveAll(*client_, bytes.size() + 1, &result);
+    EXPECT_EQ(result, 0) << "close_notify goes through the kernel too";
+    EXPECT_TRUE(got == bytes);
+  });
+}
 
 class TlsTest : public TransportTest {};
 

@@ -1,9 +1,11 @@
 #include "tests/bench/load.h"
 
 #include <endian.h>
+#include <fcntl.h>
 #include <linux/nbd.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -17,12 +19,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "image/io/unique_fd.h"
+#include "nbd/tls/openssl_error.h"
+#include "nbd/tls/openssl_handles.h"
 
 namespace berth::bench {
 namespace {
 
 constexpr uint64_t kOptionMagic = 0x49484156454F5054;
-constexpr uint32_t kOptionGo = 7;
+constexpr uint32_t kOptionStartTls = 5, kOptionGo = 7;
 constexpr uint32_t kReplyAck = 1;
 constexpr uint32_t kReplyInfo = 3;
 constexpr uint16_t kCommandFlush = 3, kCommandTrim = 4, kCommandWriteZeroes = 6;
@@ -36,12 +40,71 @@ void AppendBigEndian(std::string* out, T value) {
     out->push_back(static_cast<char>(value >> shift));
 }
 
-absl::Status ReadExactly(int fd, void* buffer, size_t size) {
-  const ssize_t count = recv(fd, buffer, size, MSG_WAITALL);
-  if (count == static_cast<ssize_t>(size)) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat("the server closed the connection during the handshake: ", strerror(errno)));
-}
+// A socket, in clear or under TLS.
+class Stream {
+ public:
+  explicit Stream(UniqueFd fd) : fd_(std::move(fd)) {}
+
+  int fd() const { return fd_.get(); }
+
+  absl::Status StartTls() {
+    static SSL_CTX* const context = SSL_CTX_new(TLS_client_method());
+    tls_.reset(SSL_new(context));
+    SSL_set_mode(tls_.get(), SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_set_fd(tls_.get(), fd());
+    if (SSL_connect(tls_.get()) == 1) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("TLS: ", nbd::TakeOpensslErrors()));
+  }
+
+  // During the handshake, where they wait.
+  absl::Status ReadExactly(void* buffer, size_t size) {
+    size_t done = 0;
+    while (tls_ != nullptr && done < size) {
+      const int count =
+          SSL_read(tls_.get(), static_cast<char*>(buffer) + done, static_cast<int>(size - done));
+      if (count <= 0) break;
+      done += static_cast<size_t>(count);
+    }
+    if (tls_ == nullptr)
+      done = static_cast<size_t>(std::max<ssize_t>(recv(fd(), buffer, size, MSG_WAITALL), 0));
+    if (done == size) return absl::OkStatus();
+    return absl::UnavailableError(
+        absl::StrCat("the server closed the connection during the handshake: ", strerror(errno)));
+  }
+  void BeginTransmission() {
+    if (tls_ != nullptr) fcntl(fd(), F_SETFL, fcntl(fd(), F_GETFL) | O_NONBLOCK);
+  }
+
+  // As send(2) and recv(2) with MSG_DONTWAIT.
+  ssize_t Send(const void* data, size_t size) {
+    if (tls_ == nullptr) return send(fd(), data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return Result(SSL_write(tls_.get(), data, static_cast<int>(size)));
+  }
+  ssize_t Receive(char* data, size_t size) {
+    if (tls_ == nullptr) return recv(fd(), data, size, MSG_DONTWAIT);
+    // All that has come, as poll(2) does not see what the library holds.
+    ssize_t total = 0;
+    while (static_cast<size_t>(total) < size) {
+      const ssize_t count =
+          Result(SSL_read(tls_.get(), data + total, static_cast<int>(size - static_cast<size_t>(total))));
+      if (count <= 0) return total > 0 ? total : count;
+      total += count;
+    }
+    return total;
+  }
+  bool HasMore() const { return tls_ != nullptr && SSL_pending(tls_.get()) > 0; }
+
+ private:
+  ssize_t Result(int result) {
+    if (result > 0) return result;
+    const int error = SSL_get_error(tls_.get(), result);
+    errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+    return -1;
+  }
+
+  UniqueFd fd_;
+  nbd::SslConnection tls_;
+};
 
 absl::StatusOr<UniqueFd> ConnectTo(const LoadTarget& target) {
   UniqueFd fd;
@@ -70,31 +133,46 @@ absl::StatusOr<UniqueFd> ConnectTo(const LoadTarget& target) {
 }
 
 // Fixed newstyle, NBD_OPT_GO. Returns the export's size.
-absl::StatusOr<uint64_t> Handshake(int fd, const std::string& name) {
+absl::StatusOr<uint64_t> Handshake(Stream& stream, const std::string& name, bool tls) {
   uint8_t greeting[18];
-  if (absl::Status status = ReadExactly(fd, greeting, sizeof(greeting)); !status.ok()) return status;
+  if (absl::Status status = stream.ReadExactly(greeting, sizeof(greeting)); !status.ok()) return status;
   std::string hello;
   AppendBigEndian<uint32_t>(&hello, greeting[17] & 3);  // What was offered of FIXED_NEWSTYLE and NO_ZEROES.
+  if (tls) {
+    AppendBigEndian<uint64_t>(&hello, kOptionMagic);
+    AppendBigEndian<uint32_t>(&hello, kOptionStartTls);
+    AppendBigEndian<uint32_t>(&hello, 0);
+    if (stream.Send(hello.data(), hello.size()) < 0) return absl::ErrnoToStatus(errno, "send");
+    uint8_t reply[20];
+    if (absl::Status status = stream.ReadExactly(reply, sizeof(reply)); !status.ok()) return status;
+    if (reply[15] != kReplyAck) return absl::UnavailableError("the server refused TLS");
+    if (absl::Status status = stream.StartTls(); !status.ok()) return status;
+    hello.clear();
+  }
   AppendBigEndian<uint64_t>(&hello, kOptionMagic);
   AppendBigEndian<uint32_t>(&hello, kOptionGo);
   AppendBigEndian<uint32_t>(&hello, static_cast<uint32_t>(name.size() + 6));
   AppendBigEndian<uint32_t>(&hello, static_cast<uint32_t>(name.size()));
   hello += name;
   AppendBigEndian<uint16_t>(&hello, 0);
-  if (send(fd, hello.data(), hello.size(), MSG_NOSIGNAL) < 0) return absl::ErrnoToStatus(errno, "send");
+  if (stream.Send(hello.data(), hello.size()) < 0) return absl::ErrnoToStatus(errno, "send");
   uint64_t size = 0;
   while (true) {
     uint8_t header[20];
-    if (absl::Status status = ReadExactly(fd, header, sizeof(header)); !status.ok()) return status;
+    if (absl::Status status = stream.ReadExactly(header, sizeof(header)); !status.ok()) return status;
     uint32_t type, length;
     memcpy(&type, header + 12, 4);
     memcpy(&length, header + 16, 4);
     type = be32toh(type);
     std::vector<uint8_t> payload(be32toh(length));
     if (!payload.empty()) {
-      if (absl::Status status = ReadExactly(fd, payload.data(), payload.size()); !status.ok()) return status;
+      if (absl::Status status = stream.ReadExactly(payload.data(), payload.size()); !status.ok())
+        return status;
     }
-    if (type == kReplyAck) return size;
+    if (type == kReplyAck) {
+      stream.BeginTransmission();
+      return size;
+    }
     if (type != kReplyInfo) {
       return absl::UnavailableError(absl::StrCat("the server refused export \"", name,
                                                  "\": ", std::string(payload.begin(), payload.end())));
@@ -108,8 +186,8 @@ absl::StatusOr<uint64_t> Handshake(int fd, const std::string& name) {
 
 class Connection {
  public:
-  Connection(UniqueFd fd, uint64_t size, const Workload& workload, uint64_t seed)
-      : fd_(std::move(fd)),
+  Connection(Stream stream, uint64_t size, const Workload& workload, uint64_t seed)
+      : stream_(std::move(stream)),
         workload_(workload),
         blocks_(size / workload.block_size),
         random_(seed * 0x9E3779B97F4A7C15 + 1),
@@ -117,7 +195,8 @@ class Connection {
         payload_(workload.block_size, 'b'),
         inbox_(1 << 20) {}
 
-  int fd() const { return fd_.get(); }
+  int fd() const { return stream_.fd(); }
+  bool has_more() const { return stream_.HasMore(); }
   bool wants_to_write() const { return sent_ < outbox_.size(); }
   uint64_t completed() const { return completed_; }
   int in_flight() const { return in_flight_; }
@@ -131,7 +210,7 @@ class Connection {
     while (sent_ < outbox_.size()) {
       size_t length = outbox_.size() - sent_;
       if (workload_.kernel_style) length = segments_.front();
-      const ssize_t count = send(fd(), outbox_.data() + sent_, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+      const ssize_t count = stream_.Send(outbox_.data() + sent_, length);
       if (count < 0 && errno == EAGAIN) return absl::OkStatus();
       if (count < 0) return absl::ErrnoToStatus(errno, "send");
       sent_ += static_cast<size_t>(count);
@@ -147,7 +226,7 @@ class Connection {
 
   // Takes the replies that have come; each makes room for a new request while `refill` is true.
   absl::Status Receive(bool refill) {
-    const ssize_t count = recv(fd(), inbox_.data() + held_, inbox_.size() - held_, MSG_DONTWAIT);
+    const ssize_t count = stream_.Receive(inbox_.data() + held_, inbox_.size() - held_);
     if (count < 0 && errno == EAGAIN) return absl::OkStatus();
     if (count <= 0) return absl::UnavailableError("the server closed the connection");
     const size_t end = held_ + static_cast<size_t>(count);
@@ -234,7 +313,7 @@ class Connection {
     ++in_flight_;
   }
 
-  UniqueFd fd_;
+  Stream stream_;
   const Workload& workload_;
   const uint64_t blocks_;
   uint64_t random_;
@@ -263,7 +342,9 @@ absl::Status Turn(Connections& connections, std::vector<pollfd>& polled, bool re
   if (ready == 0) return absl::DeadlineExceededError(absl::StrCat("no answer for ", kPatienceMs, " ms"));
   for (size_t i = 0; i < connections.size(); ++i) {
     if (polled[i].revents & (POLLIN | POLLHUP | POLLERR)) {
-      if (absl::Status status = connections[i]->Receive(refill); !status.ok()) return status;
+      do {
+        if (absl::Status status = connections[i]->Receive(refill); !status.ok()) return status;
+      } while (connections[i]->has_more());
     }
     if (absl::Status status = connections[i]->Send(); !status.ok()) return status;
   }
@@ -290,12 +371,13 @@ absl::StatusOr<LoadResult> RunLoad(const LoadTarget& target, const Workload& wor
   for (int i = 0; i < workload.connections; ++i) {
     absl::StatusOr<UniqueFd> fd = ConnectTo(target);
     if (!fd.ok()) return fd.status();
-    absl::StatusOr<uint64_t> size = Handshake(fd->get(), target.export_name);
+    Stream stream(*std::move(fd));
+    absl::StatusOr<uint64_t> size = Handshake(stream, target.export_name, target.tls);
     if (!size.ok()) return size.status();
     if (*size < workload.block_size)
       return absl::FailedPreconditionError("the export is smaller than one request");
     connections.push_back(
-        std::make_unique<Connection>(*std::move(fd), *size, workload, static_cast<uint64_t>(i) + 1));
+        std::make_unique<Connection>(std::move(stream), *size, workload, static_cast<uint64_t>(i) + 1));
     connections.back()->Start();
     if (absl::Status status = connections.back()->Send(); !status.ok()) return status;
   }

@@ -20,6 +20,7 @@ struct LoadTarget {
   std::string socket_path;  // A Unix socket; where empty, 127.0.0.1:port.
   int port = 0;
   std::string export_name;
+  bool tls = false;  // Whoever the server says it is.
 };
 
 struct LoadResult {

@@ -1,6 +1,6 @@
 // The benchmark: Berth, Debian's servers and the bare loop under the same load in one run.
 //
-//   bazel run -c opt //tests/bench -- [--filter=TEXT] [--rounds=N] [--same-core=false] [--json=FILE]
+//   bazel run -c opt //tests/bench -- [--filter=TEXT] [--rounds=N] [--same-core=false] [--tls] [--json=FILE]
 //
 // All servers of a setup are started once; each round visits all workloads and servers in random order. A
 // round during which something else burnt more than a quarter of a core is run again. What is printed are
@@ -18,6 +18,7 @@
 #include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "nbd/tls/test_authority.h"
 #include "tests/bench/measurement.h"
 #include "tests/bench/server.h"
 #include "tests/bench/workload.h"
@@ -30,6 +31,7 @@ struct Flags {
   std::vector<std::string> servers;
   int rounds = 5;
   bool same_core = true;
+  bool tls = false;
   std::string json;
   uint64_t image_mebibytes = 256;
   std::string memory_directory = "/dev/shm";
@@ -94,7 +96,7 @@ bool Visit(const RunningServer& server, const Workload& workload, Results* resul
 bool RunSetup(Setup setup, const std::vector<Workload>& workloads, const Environment& environment,
               const Flags& flags, Results* results) {
   std::vector<RunningServer> servers;
-  for (const std::string& name : ServerNames(setup)) {
+  for (const std::string& name : flags.tls ? TlsServerNames() : ServerNames(setup)) {
     if (!flags.servers.empty() && !absl::c_linear_search(flags.servers, name)) continue;
     absl::StatusOr<RunningServer> server = StartServer(name, setup, environment);
     if (!server.ok()) {
@@ -127,12 +129,15 @@ int Main(int argc, char** argv) {
       ->delimiter(',');
   app.add_option("--rounds", flags.rounds, "measured rounds a workload and server");
   app.add_option("--same-core", flags.same_core, "server and client on one core (CPU a request) or on two");
+  app.add_flag("--tls", flags.tls, "measure TLS against its absence, and against peers under TLS");
   app.add_option("--json", flags.json, "write every round to this file");
   app.add_option("--image-mebibytes", flags.image_mebibytes, "size of each image");
   app.add_option("--memory-directory", flags.memory_directory, "a directory on tmpfs");
   app.add_option("--disk-directory", flags.disk_directory, "a directory on a disk's file system");
   CLI11_PARSE(app, argc, argv);
 
+  nbd::TestAuthority authority;
+  const nbd::TestTlsFolder certificates(authority);
   const ScratchDirectory memory(flags.memory_directory), disk(flags.disk_directory);
   const std::string programs = std::filesystem::read_symlink("/proc/self/exe").parent_path();
   Environment environment = {
@@ -143,12 +148,14 @@ int Main(int argc, char** argv) {
       .berthd = programs + "/../../control/berthd",
       .berthctl = programs + "/../../control/berthctl/berthctl",
       .bare_loop = programs + "/bare_loop",
+      .certificates = certificates.path(),
   };
   PinSelf(0);
   const std::vector<Workload> workloads = Selected(flags.filter);
   Results results;
   bool ok = !workloads.empty();
   for (const Setup setup : {Setup::kMemory, Setup::kTcp, Setup::kDisk, Setup::kDiskDirect}) {
+    if (flags.tls && setup != Setup::kMemory && setup != Setup::kTcp) continue;
     const bool wanted = std::any_of(workloads.begin(), workloads.end(),
                                     [setup](const Workload& workload) { return workload.setup == setup; });
     if (wanted) ok &= RunSetup(setup, workloads, environment, flags, &results);
@@ -157,7 +164,7 @@ int Main(int argc, char** argv) {
       << "CPU microseconds of the server a request, in brackets thousands of requests a second; medians of "
       << flags.rounds << " rounds; server and client on " << (flags.same_core ? "one core" : "two cores")
       << ".\n\n"
-      << Table(workloads, results);
+      << (flags.tls ? TlsTable(workloads, results) : Table(workloads, results));
   if (!flags.json.empty()) std::ofstream(flags.json) << Json(workloads, results) << "\n";
   return ok ? 0 : 1;
 }

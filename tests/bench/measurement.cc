@@ -79,19 +79,23 @@ Round Median(const std::vector<Round>& rounds) {
   return {.cpu_microseconds = MedianOf(cpu), .requests_per_second = MedianOf(rate)};
 }
 
-std::string Table(const std::vector<Workload>& workloads, const Results& results) {
-  const std::vector<std::string> servers = ServerNames(Setup::kMemory);
+namespace {
+
+// Two ratios follow: of `measured`'s CPU to `yardstick`'s, and to that of the best of those that are neither.
+std::string TableOf(const std::vector<std::string>& servers, const std::string& measured,
+                    const std::string& yardstick, const std::vector<Workload>& workloads,
+                    const Results& results) {
   std::ostringstream out;
   out << "| workload |";
   for (const std::string& server : servers) out << " " << server << " |";
-  out << " berth / bare loop | berth / best peer |\n|---|";
+  out << " " << measured << " / " << yardstick << " | " << measured << " / best peer |\n|---|";
   for (size_t i = 0; i < servers.size() + 2; ++i) out << "---|";
   out << "\n";
   for (const Workload& workload : workloads) {
     auto row = results.find(workload.name);
     if (row == results.end()) continue;
     out << "| " << workload.name << " |";
-    double berth = 0, bare = 0, peer = 0;
+    double ours = 0, bare = 0, peer = 0;
     for (const std::string& server : servers) {
       auto cell = row->second.find(server);
       if (cell == row->second.end() || cell->second.empty()) {
@@ -100,18 +104,28 @@ std::string Table(const std::vector<Workload>& workloads, const Results& results
       }
       const Round median = Median(cell->second);
       out << absl::StrFormat(" %.2f (%.0fk) |", median.cpu_microseconds, median.requests_per_second / 1000);
-      if (server == "berth") {
-        berth = median.cpu_microseconds;
-      } else if (server == "bare loop") {
+      if (server == measured) {
+        ours = median.cpu_microseconds;
+      } else if (server == yardstick) {
         bare = median.cpu_microseconds;
       } else if (peer == 0 || median.cpu_microseconds < peer) {
         peer = median.cpu_microseconds;
       }
     }
-    out << (bare > 0 && berth > 0 ? absl::StrFormat(" %.2f |", berth / bare) : " – |");
-    out << (peer > 0 && berth > 0 ? absl::StrFormat(" %.2f |", berth / peer) : " – |") << "\n";
+    out << (bare > 0 && ours > 0 ? absl::StrFormat(" %.2f |", ours / bare) : " – |");
+    out << (peer > 0 && ours > 0 ? absl::StrFormat(" %.2f |", ours / peer) : " – |") << "\n";
   }
   return out.str();
+}
+
+}  // namespace
+
+std::string Table(const std::vector<Workload>& workloads, const Results& results) {
+  return TableOf(ServerNames(Setup::kMemory), "berth", "bare loop", workloads, results);
+}
+
+std::string TlsTable(const std::vector<Workload>& workloads, const Results& results) {
+  return TableOf(TlsServerNames(), "berth TLS", "berth", workloads, results);
 }
 
 std::string Json(const std::vector<Workload>& workloads, const Results& results) {

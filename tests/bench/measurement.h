@@ -38,6 +38,10 @@ Round Median(const std::vector<Round>& rounds);
 // second), and the ratios of berth's CPU to the bare loop's and to the best peer's.
 std::string Table(const std::vector<Workload>& workloads, const Results& results);
 
+// The same for TlsServerNames(), with the ratios of Berth under TLS to Berth in clear and to the best peer
+// under TLS.
+std::string TlsTable(const std::vector<Workload>& workloads, const Results& results);
+
 // All rounds, for programs.
 std::string Json(const std::vector<Workload>& workloads, const Results& results);
 

@@ -18,7 +18,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "image/io/unique_fd.h"
 
@@ -106,7 +108,8 @@ absl::Status WriteFile(const std::string& path, const std::string& text) {
 }
 
 struct Place {
-  std::string directory;  // Of this server and setup; sockets, logs, state.
+  std::string certificates;  // Empty without TLS.
+  std::string directory;     // Of this server and setup; sockets, logs, state.
   std::string image;
   LoadTarget target;
   bool direct = false;
@@ -118,6 +121,13 @@ Arguments QemuNbd(const Place& place) {
   Arguments arguments = {"qemu-nbd",        "-t",           "-e", "64", "-f", "raw", "-x", kExport,
                          "--discard=unmap", "--aio=threads"};
   arguments.push_back(place.direct ? "--cache=none" : "--cache=writeback");
+  if (!place.certificates.empty()) {
+    arguments.insert(
+        arguments.end(),
+        {"--object",
+         absl::StrCat("tls-creds-x509,id=tls,endpoint=server,verify-peer=no,dir=", place.certificates),
+         "--tls-creds", "tls"});
+  }
   if (place.target.port != 0) {
     arguments.insert(arguments.end(), {"-b", "127.0.0.1", "-p", absl::StrCat(place.target.port)});
   } else {
@@ -129,6 +139,10 @@ Arguments QemuNbd(const Place& place) {
 
 Arguments Nbdkit(const Place& place) {
   Arguments arguments = {"nbdkit", "-f", "-t", "1"};
+  if (!place.certificates.empty()) {
+    arguments.insert(arguments.end(),
+                     {"--tls=require", absl::StrCat("--tls-certificates=", place.certificates)});
+  }
   if (place.target.port != 0) {
     arguments.insert(arguments.end(), {"-i", "127.0.0.1", "-p", absl::StrCat(place.target.port)});
   } else {
@@ -156,10 +170,16 @@ absl::StatusOr<Arguments> NbdServer(const Place& place) {
 Arguments Berthd(const Place& place, const Environment& environment) {
   const std::string nbd = place.target.port != 0 ? absl::StrCat("127.0.0.1:", place.target.port)
                                                  : absl::StrCat("unix:", place.target.socket_path);
-  return {environment.berthd, absl::StrCat("--listen=unix:", place.directory, "/berthd.sock"),
-          absl::StrCat("--state-dir=", place.directory, "/state"),
-          absl::StrCat("--image-root=", std::filesystem::path(place.image).parent_path().string()),
-          absl::StrCat("--nbd=", nbd)};
+  Arguments arguments = {
+      environment.berthd, absl::StrCat("--listen=unix:", place.directory, "/berthd.sock"),
+      absl::StrCat("--state-dir=", place.directory, "/state"),
+      absl::StrCat("--image-root=", std::filesystem::path(place.image).parent_path().string()),
+      absl::StrCat("--nbd=", nbd)};
+  if (!place.certificates.empty()) {
+    arguments.insert(arguments.end(),
+                     {"--tls=require", absl::StrCat("--tls-certificates=", place.certificates)});
+  }
+  return arguments;
 }
 
 absl::Status CreateBerthExport(const Place& place, const Environment& environment) {
@@ -220,13 +240,18 @@ std::vector<std::string> ServerNames(Setup setup) {
   return {"bare loop", "berth", "nbdkit", "nbd-server", "qemu-nbd"};
 }
 
-absl::StatusOr<RunningServer> StartServer(const std::string& name, Setup setup,
+std::vector<std::string> TlsServerNames() { return {"berth", "berth TLS", "nbdkit TLS", "qemu-nbd TLS"}; }
+
+absl::StatusOr<RunningServer> StartServer(const std::string& full_name, Setup setup,
                                           const Environment& environment) {
+  const bool tls = absl::EndsWith(full_name, kUnderTls);
+  const std::string name(absl::StripSuffix(full_name, kUnderTls));
   const bool on_disk = setup == Setup::kDisk || setup == Setup::kDiskDirect;
   Place place;
   place.direct = setup == Setup::kDiskDirect;
   place.directory = absl::StrCat(environment.memory_directory, "/", static_cast<int>(setup), "-",
-                                 name == "bare loop" ? "bare" : name);
+                                 name == "bare loop" ? "bare" : name, tls ? "-tls" : "");
+  if (tls) place.certificates = environment.certificates;
   std::filesystem::create_directories(place.directory);
   const std::string image_directory = absl::StrCat(on_disk ? environment.disk_directory : place.directory,
                                                    "/images-", static_cast<int>(setup));
@@ -234,6 +259,7 @@ absl::StatusOr<RunningServer> StartServer(const std::string& name, Setup setup,
   place.image = absl::StrCat(image_directory, "/", name == "bare loop" ? "bare" : name, ".img");
   if (absl::Status status = MakeImage(place.image, environment.image_bytes); !status.ok()) return status;
   place.target.export_name = kExport;
+  place.target.tls = tls;
   if (setup == Setup::kTcp) {
     place.target.port = FreePort();
   } else {
@@ -276,7 +302,7 @@ absl::StatusOr<RunningServer> StartServer(const std::string& name, Setup setup,
   if (name == "berth") {
     if (absl::Status status = CreateBerthExport(place, environment); !status.ok()) return status;
   }
-  return RunningServer{.name = name, .target = place.target, .process = *std::move(process)};
+  return RunningServer{.name = full_name, .target = place.target, .process = *std::move(process)};
 }
 
 }  // namespace berth::bench

@@ -43,6 +43,7 @@ struct Environment {
   uint64_t image_bytes = 0;
   int server_cpu = 0;
   std::string berthd, berthctl, bare_loop;  // Paths of our programs.
+  std::string certificates;                 // A folder of credentials for TLS.
 };
 
 struct RunningServer {
@@ -50,6 +51,13 @@ struct RunningServer {
   LoadTarget target;
   std::unique_ptr<Process> process;
 };
+
+// A server whose name ends in this serves under TLS.
+inline constexpr char kUnderTls[] = " TLS";
+
+// Who takes part in a comparison of TLS with its absence: the first is Berth in clear, the second Berth under
+// TLS.
+std::vector<std::string> TlsServerNames();
 
 // Who takes part in a setup, of "bare loop", "berth", "nbdkit", "nbd-server" and "qemu-nbd".
 std::vector<std::string> ServerNames(Setup setup);

@@ -95,6 +95,7 @@ class ByteClient {
     if (connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) socket_.Reset();
   }
 
+  int fd() const { return socket_.get(); }
   bool connected() const { return static_cast<bool>(socket_); }
   void Close() { socket_.Reset(); }
 

@@ -1,0 +1,257 @@
+// TLS with Debian's clients, which speak it with GnuTLS: libnbd's and qemu's programs, with certificates and
+// with pre-shared keys, TLS 1.3 and 1.2, over Unix sockets and TCP.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "image/memory/memory_device.h"
+#include "nbd/tls/credentials.h"
+#include "nbd/tls/test_authority.h"
+#include "nlohmann/json.hpp"
+#include "tests/interop/interop_fixture.h"
+
+namespace berth::testing {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr size_t kMiB = size_t{1} << 20;
+constexpr char kPsk[] = "alice:9e32cf7786321a828ef7668f09fb35dbf6b9e32cf7786321a828ef7668f09fb3\n";
+
+enum class Proof { kCertificates, kPsk };
+
+// What the server believes, what qemu's client is told of the version, and how it is reached.
+struct Case {
+  Proof proof;
+  bool tls12;
+  Way way;
+};
+
+std::string CaseName(const ::testing::TestParamInfo<Case>& info) {
+  return absl::StrCat(info.param.proof == Proof::kPsk ? "Psk" : "Certificates", info.param.tls12 ? "12" : "",
+                      info.param.way == Way::kUnix ? "Unix" : "Tcp");
+}
+
+class TlsTest : public ::testing::Test {
+ protected:
+  void Start(nbd::TlsMode mode, bool psk, TestServerOptions options = {}) {
+    nbd::ServerTlsFiles files;
+    keys_.Write("keys.psk", kPsk);
+    if (psk) {
+      files.psk = keys_.File("keys.psk");
+    } else {
+      files.certificates = folder_.path();
+      files.verify_client = true;
+    }
+    auto credentials = nbd::TlsCredentials::ForServer(files);
+    ASSERT_TRUE(credentials.ok()) << credentials.status();
+    options.server.handshake.tls = mode;
+    options.server.tls_credentials = [made = *credentials] { return made; };
+    auto server = TestServer::Start(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+
+  // For libnbd.
+  std::string Uri(Proof proof, Way way, const std::string& folder = "",
+                  const std::string& name = "disk") const {
+    const std::string tls = proof == Proof::kPsk
+                                ? absl::StrCat("tls-psk-file=", keys_.File("keys.psk"))
+                                : absl::StrCat("tls-certificates=", folder.empty() ? folder_.path() : folder);
+    const std::string user = proof == Proof::kPsk ? "alice@" : "";
+    if (way == Way::kUnix) {
+      return absl::StrCat("nbds+unix://", user, "/", name, "?socket=", server_->socket_path(), "&", tls);
+    }
+    return absl::StrCat("nbds://", user, "localhost:", server_->ipv4_port(), "/", name, "?", tls);
+  }
+
+  std::string Path(const std::string& name) const { return server_->folder() + "/" + name; }
+  static std::string Run(const std::vector<std::string>& arguments) {
+    const ProgramResult result = RunProgram(arguments, 60);
+    EXPECT_EQ(result.exit_code, 0) << absl::StrJoin(arguments, " ") << ": " << result.errors << result.output;
+    return result.output;
+  }
+
+  nbd::TestAuthority authority_;
+  nbd::TestTlsFolder folder_{authority_};
+  nbd::TestTlsFolder keys_;
+  std::unique_ptr<TestServer> server_;
+};
+
+class TlsClientsTest : public TlsTest, public ::testing::WithParamInterface<Case> {
+ protected:
+  void Start(TestServerOptions options) {
+    TlsTest::Start(nbd::TlsMode::kRequire, GetParam().proof == Proof::kPsk, std::move(options));
+  }
+  std::string LibnbdUri() const { return Uri(GetParam().proof, GetParam().way); }
+  // The arguments of qemu's programs before the command's own.
+  std::vector<std::string> Qemu(std::vector<std::string> program) const {
+    const std::string version = GetParam().tls12 ? ",priority=NORMAL:-VERS-TLS1.3" : "";
+    program.push_back("--object");
+    program.push_back(
+        GetParam().proof == Proof::kPsk
+            ? absl::StrCat("tls-creds-psk,id=tls,endpoint=client,username=alice,dir=", keys_.path(), version)
+            : absl::StrCat("tls-creds-x509,id=tls,endpoint=client,dir=", folder_.path(), version));
+    return program;
+  }
+  std::string QemuImage() const {
+    const std::string server =
+        GetParam().way == Way::kUnix
+            ? absl::StrCat("server.type=unix,server.path=", server_->socket_path(), ",tls-hostname=localhost")
+            : absl::StrCat("server.type=inet,server.host=127.0.0.1,server.port=", server_->ipv4_port());
+    return absl::StrCat("driver=raw,file.driver=nbd,file.export=disk,file.tls-creds=tls,file.",
+                        absl::StrReplaceAll(server, {{",", ",file."}}));
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Cases, TlsClientsTest,
+                         ::testing::Values(Case{Proof::kCertificates, false, Way::kUnix},
+                                           Case{Proof::kCertificates, false, Way::kIpv4},
+                                           Case{Proof::kCertificates, true, Way::kIpv4},
+                                           Case{Proof::kPsk, false, Way::kUnix},
+                                           Case{Proof::kPsk, false, Way::kIpv4},
+                                           Case{Proof::kPsk, true, Way::kIpv4}),
+                         CaseName);
+
+TEST_P(TlsClientsTest, NbdinfoAndNbdcopy) {
+  Start({.size = 24 * kMiB});
+  const json info = json::parse(Run({"nbdinfo", "--json", LibnbdUri()}));
+  EXPECT_EQ(info["TLS"], true);
+  EXPECT_EQ(info["structured"], true);
+  EXPECT_EQ(info["exports"][0]["export-size"], 24 * kMiB);
+  EXPECT_THAT(Run({"nbdinfo", "--list", LibnbdUri()}), HasSubstr("export=\"disk\""));
+
+  WriteFile(Path("in"), RandomBytes(20 * kMiB, 1) + std::string(4 * kMiB, '\0'));
+  Run({"nbdcopy", "--connections=4", "--requests=16", Path("in"), LibnbdUri()});
+  EXPECT_TRUE(ReadFile(server_->image_path()) == ReadFile(Path("in")));
+  Run({"nbdcopy", "--connections=4", LibnbdUri(), Path("out")});
+  EXPECT_TRUE(ReadFile(Path("out")) == ReadFile(Path("in")));
+}
+
+TEST_P(TlsClientsTest, QemuImgAndQemuIo) {
+  Start({.size = 24 * kMiB});
+  WriteFile(Path("in"), RandomBytes(20 * kMiB, 1) + std::string(4 * kMiB, '\0'));
+  std::vector<std::string> convert = Qemu({"qemu-img", "convert", "-n", "-W", "-m", "8"});
+  convert.insert(convert.end(), {"--target-image-opts", "-f", "raw", Path("in"), QemuImage()});
+  Run(convert);
+  EXPECT_TRUE(ReadFile(server_->image_path()) == ReadFile(Path("in")));
+  std::vector<std::string> back = Qemu({"qemu-img", "convert", "--image-opts", "-O", "raw"});
+  back.insert(back.end(), {QemuImage(), Path("out")});
+  Run(back);
+  EXPECT_TRUE(ReadFile(Path("out")) == ReadFile(Path("in")));
+  std::vector<std::string> io = Qemu({"qemu-io", "--image-opts"});
+  io.insert(io.end(), {"-c", "write -P 0x5a 1M 3M", "-c", "read -P 0x5a 1M 3M", "-c",
+                       "write -f -P 1 12345 678", "-c", "read -P 1 12345 678", "-c", "flush", QemuImage()});
+  EXPECT_THAT(Run(io), Not(HasSubstr("verification failed")));
+}
+
+class TlsModesTest : public TlsTest {};
+
+// "FORCEDTLS mode", to clients that come without TLS, and what they tell people.
+TEST_F(TlsModesTest, RequiredTlsIsToldToClientsWithout) {
+  Start(nbd::TlsMode::kRequire, false, {.size = kMiB});
+  const ProgramResult libnbd = RunProgram({"nbdinfo", server_->uri()});
+  EXPECT_NE(libnbd.exit_code, 0);
+  const ProgramResult qemu = RunProgram({"qemu-img", "info", server_->uri()});
+  EXPECT_NE(qemu.exit_code, 0);
+  EXPECT_THAT(qemu.errors, HasSubstr("this server requires TLS; start it with NBD_OPT_STARTTLS"));
+}
+
+// "SELECTIVETLS mode".
+TEST_F(TlsModesTest, AllowedTlsShowsEachClientItsExports) {
+  Start(nbd::TlsMode::kAllow, false, {.size = kMiB});
+  auto vault = std::make_shared<nbd::Export>();
+  vault->name = "vault";
+  vault->device = MemoryDevice::Create(kMiB).value();
+  vault->require_tls = true;
+  ASSERT_TRUE(server_->exports().Add(vault));
+
+  EXPECT_THAT(Run({"nbdinfo", "--list", server_->uri()}), Not(HasSubstr("vault")));
+  EXPECT_THAT(Run({"nbdinfo", "--list", Uri(Proof::kCertificates, Way::kUnix)}), HasSubstr("vault"));
+  Run({"nbdinfo", server_->uri()});
+  EXPECT_NE(RunProgram({"nbdinfo", server_->UnixUri("vault")}).exit_code, 0);
+  Run({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix, "", "vault")});
+  vault.reset();
+}
+
+TEST_F(TlsModesTest, WithoutTlsAClientThatWantsItGoesAway) {
+  Start(nbd::TlsMode::kOff, false, {.size = kMiB});
+  EXPECT_NE(RunProgram({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix)}).exit_code, 0);
+  Run({"nbdinfo", server_->uri()});
+}
+
+class TlsRefusalsTest : public TlsTest {
+ protected:
+  void ExpectRefused(const std::string& what, const std::string& folder) {
+    // libnbd checks a server's certificate on TCP alone.
+    EXPECT_NE(RunProgram({"nbdinfo", Uri(Proof::kCertificates, Way::kIpv4, folder)}).exit_code, 0) << what;
+    // Others are served.
+    Run({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix)});
+  }
+};
+
+TEST_F(TlsRefusalsTest, CertificatesThatAreNotGood) {
+  nbd::TestTlsFolder client(authority_);
+  const nbd::TestAuthority::Issued revoked = authority_.Issue();
+  folder_.Write("ca-crl.pem", authority_.RevocationList({revoked.serial}));
+  Start(nbd::TlsMode::kRequire, false, {.size = kMiB});
+
+  client.WriteClient(revoked);
+  ExpectRefused("revoked", client.path());
+  nbd::TestAuthority other("Others");
+  client.WriteClient(other.Issue());
+  ExpectRefused("of another authority", client.path());
+  nbd::TestAuthority::Wanted expired;
+  expired.ends = -absl::Hours(1);
+  client.WriteClient(authority_.Issue(expired));
+  ExpectRefused("expired", client.path());
+  client.Remove("client-cert.pem");
+  client.Remove("client-key.pem");
+  ExpectRefused("none", client.path());
+  // The server is not whom this client believes.
+  client.WriteClient(authority_.Issue());
+  client.Write("ca-cert.pem", other.certificate());
+  ExpectRefused("the server is of another authority", client.path());
+  EXPECT_GE(server_->server().statistics().not_admitted, 5u);
+}
+
+TEST_F(TlsRefusalsTest, KeysThatAreNotKnown) {
+  Start(nbd::TlsMode::kRequire, true, {.size = kMiB});
+  Run({"nbdinfo", Uri(Proof::kPsk, Way::kUnix)});
+  keys_.Write("keys.psk", "alice:0032cf7786321a828ef7668f09fb35dbf6b9e32cf7786321a828ef7668f09fb3\n");
+  EXPECT_NE(RunProgram({"nbdinfo", Uri(Proof::kPsk, Way::kUnix)}).exit_code, 0);
+  keys_.Write("keys.psk", "mallory:9e32cf7786321a828ef7668f09fb35dbf6b9e32cf7786321a828ef7668f09fb3\n");
+  EXPECT_NE(
+      RunProgram({"nbdinfo", absl::StrReplaceAll(Uri(Proof::kPsk, Way::kUnix), {{"alice@", "mallory@"}})})
+          .exit_code,
+      0);
+}
+
+// Rules on who may use an export, told by qemu in the server's words.
+TEST_F(TlsRefusalsTest, NamesThatTheRulesRefuse) {
+  TestServerOptions options;
+  options.size = kMiB;
+  options.server.allowed_clients = nbd::AccessRules::Parse({"!dn:CN=agent,O=Example", "*"}).value();
+  Start(nbd::TlsMode::kRequire, false, std::move(options));
+  const ProgramResult result = RunProgram(
+      {"qemu-img", "info", "--object",
+       absl::StrCat("tls-creds-x509,id=tls,endpoint=client,dir=", folder_.path()), "--image-opts",
+       absl::StrCat(
+           "driver=nbd,export=disk,tls-creds=tls,server.type=inet,server.host=127.0.0.1,server.port=",
+           server_->ipv4_port())});
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_THAT(result.errors, HasSubstr("export 'disk' is not for 'CN=agent,O=Example'"));
+  nbd::TestTlsFolder other(authority_);
+  other.WriteClient(authority_.Issue());
+  Run({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix, other.path())});
+}
+
+}  // namespace
+}  // namespace berth::testing
