@@ -103,7 +103,7 @@ bool RemoteConnection::Start(PendingRequest& request) {
 Task<IoResult> RemoteConnection::Perform(PendingRequest& request) {
   co_await Exchange(*this, request);
   if (!request.answered) {
-    co_return IoResult::Error(status_.ok() ? ESHUTDOWN : EIO);
+    co_return IoResult::Error(status_.ok() || server_stopping_ ? ESHUTDOWN : EIO);
   }
   if (request.error == Error::kNone) co_return IoResult::Ok();
   last_failure_ = {request.command, request.offset,  request.length,
