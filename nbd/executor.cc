@@ -75,6 +75,8 @@ BlockingPool& ResizeThread() {
 
 int ErrnoOfResize(const absl::Status& status) {
   switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return 0;
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kFailedPrecondition:
       return EPERM;
@@ -269,13 +271,13 @@ Task<IoResult> Executor::LookUp(Request request, size_t context, std::vector<Sta
 Task<void> Executor::Resize(Request request, Gate::Holder) {
   const Export& served = *negotiated_.served;
   const uint64_t before = served.device->size();
-  const auto resize = [&served, size = request.offset] { return served.resize(size); };
-  const absl::Status status = co_await ResizeThread().Run(reactor_, resize);
-  if (status.ok()) {
+  const auto resize = [&served, size = request.offset] { return ErrnoOfResize(served.resize(size)); };
+  const int error = co_await ResizeThread().Run(reactor_, resize);
+  if (error == 0) {
     if (request.offset < before) former_size_ = std::max(former_size_, before);
     writer_.Success(request);
   } else {
-    writer_.Failure(request, {ErrnoOfResize(status), "the export could not be resized", {}});
+    writer_.Failure(request, {error, "the export could not be resized", {}});
   }
   Answered();
 }

@@ -50,13 +50,14 @@ class SessionResizeTest : public SessionTest {
     SessionTest::SetUp();
     export_->resize = [this](uint64_t size) {
       ++calls_;
-      return answer_.ok() ? memory_->Resize(size) : answer_;
+      const absl::StatusCode answer = answer_;
+      return answer == absl::StatusCode::kOk ? memory_->Resize(size) : absl::Status(answer, "why");
     };
   }
   Error Resize(uint64_t size, uint32_t length = 0) { return Ask(Command::kResize, size, length); }
 
   std::atomic<int> calls_ = 0;
-  absl::Status answer_;
+  std::atomic<absl::StatusCode> answer_ = absl::StatusCode::kOk;
 };
 
 // "the field `offset` in the request header is used to signal the new requested size".
@@ -86,7 +87,7 @@ TEST_F(SessionResizeTest, ErrorsOfAResize) {
       {absl::StatusCode::kUnavailable, Error::kShutdown},
       {absl::StatusCode::kDataLoss, Error::kIo}};
   for (const auto& [code, error] : errors) {
-    answer_ = absl::Status(code, "why");
+    answer_ = code;
     EXPECT_EQ(Resize(4096), error) << code;
   }
   EXPECT_EQ(memory_->size(), kSize);
