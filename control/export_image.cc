@@ -14,6 +14,8 @@ ImageFormat ToFormat(v1::ImageFormat format) {
       return ImageFormat::kMemory;
     case v1::IMAGE_FORMAT_NULL:
       return ImageFormat::kNull;
+    case v1::IMAGE_FORMAT_QCOW2:
+      return ImageFormat::kQcow2;
     default:
       return ImageFormat::kRaw;
   }
@@ -37,7 +39,8 @@ CacheMode ToCacheMode(v1::CacheMode mode) {
 // What of the spec the image did not fit.
 absl::string_view FieldBehind(const absl::Status& status, ImageFormat format) {
   if (absl::IsOutOfRange(status)) return "spec.length_bytes";
-  return format == ImageFormat::kRaw ? "spec.image.path" : "spec.image";
+  const bool has_file = format == ImageFormat::kRaw || format == ImageFormat::kQcow2;
+  return has_file ? "spec.image.path" : "spec.image";
 }
 
 }  // namespace
@@ -61,6 +64,7 @@ absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const Im
   image.read_only = spec.read_only();
   image.offset = spec.offset_bytes();
   image.length = spec.length_bytes();
+  image.snapshot = spec.image().snapshot();
   absl::StatusOr<std::shared_ptr<BlockDevice>> opened = OpenImage(image, roots);
   if (!opened.ok()) {
     return DescribeImageError(opened.status(), image.path, FieldBehind(opened.status(), image.format));

@@ -29,9 +29,10 @@ absl::Status CheckFile(absl::string_view path, v1::ImageFormat format) {
   if (format == v1::IMAGE_FORMAT_UNSPECIFIED) {
     return InvalidField("format", "name the format: RAW; it is never guessed");
   }
-  return InvalidField("format", absl::StrCat(v1::ImageFormat_IsValid(format) ? v1::ImageFormat_Name(format)
-                                                                             : absl::StrCat(format),
-                                             " is no format of a file; RAW is"));
+  return InvalidField(
+      "format",
+      absl::StrCat(v1::ImageFormat_IsValid(format) ? v1::ImageFormat_Name(format) : absl::StrCat(format),
+                   " images cannot be made, looked at or resized here; RAW ones can"));
 }
 
 class ImageServer final : public v1::ImageService::Service {

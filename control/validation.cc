@@ -17,6 +17,7 @@ namespace {
 
 constexpr size_t kMaxPathBytes = 4095;
 constexpr size_t kMaxDescriptionBytes = 4096;
+constexpr size_t kMaxSnapshotBytes = 1024;
 constexpr uint32_t kMaxConnections = 16;
 constexpr int32_t kDefaultPageSize = 100;
 constexpr int32_t kMaxPageSize = 1000;
@@ -40,11 +41,13 @@ absl::Status CheckTimeout(absl::string_view field, const google::protobuf::Durat
 
 absl::Status CheckImage(const v1::Image& image) {
   if (image.format() == v1::IMAGE_FORMAT_UNSPECIFIED) {
-    return InvalidField("spec.image.format", "name the format: RAW, MEMORY or NULL; it is never guessed");
+    return InvalidField("spec.image.format",
+                        "name the format: RAW, QCOW2, MEMORY or NULL; it is never guessed");
   }
   if (!v1::ImageFormat_IsValid(image.format())) {
-    return InvalidField("spec.image.format",
-                        absl::StrCat(image.format(), " is no format of this server: RAW, MEMORY or NULL"));
+    return InvalidField(
+        "spec.image.format",
+        absl::StrCat(image.format(), " is no format of this server: RAW, QCOW2, MEMORY or NULL"));
   }
   if (!v1::CacheMode_IsValid(image.cache())) {
     return InvalidField("spec.image.cache", absl::StrCat(image.cache(), " is no cache mode of this server"));
@@ -53,10 +56,18 @@ absl::Status CheckImage(const v1::Image& image) {
     return InvalidField("spec.image.discard",
                         absl::StrCat(image.discard(), " is no discard mode of this server"));
   }
-  if (image.format() == v1::IMAGE_FORMAT_RAW) {
+  if (!image.snapshot().empty() && image.format() != v1::IMAGE_FORMAT_QCOW2) {
+    return InvalidField("spec.image.snapshot", "only a QCOW2 image has internal snapshots; leave this empty");
+  }
+  if (image.snapshot().size() > kMaxSnapshotBytes) {
+    return InvalidField("spec.image.snapshot",
+                        absl::StrCat("has ", image.snapshot().size(), " bytes; at most ", kMaxSnapshotBytes));
+  }
+  if (image.format() == v1::IMAGE_FORMAT_RAW || image.format() == v1::IMAGE_FORMAT_QCOW2) {
     if (image.size_bytes() != 0) {
-      return InvalidField("spec.image.size_bytes",
-                          "a RAW image has the size of its file; leave this 0, or resize with UpdateExport");
+      return InvalidField(
+          "spec.image.size_bytes",
+          "the image has the size that its file says; leave this 0, or resize with UpdateExport");
     }
     return CheckImagePath("spec.image.path", image.path());
   }

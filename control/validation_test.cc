@@ -107,6 +107,17 @@ TEST(ValidationTest, ExportSpecs) {
   EXPECT_TRUE(CheckExportSpec(memory).ok());
   memory.mutable_image()->set_path("/srv/a.raw");
   ExpectRefused(CheckExportSpec(memory), "spec.image.path");
+
+  v1::ExportSpec qcow2 = Raw();
+  qcow2.mutable_image()->set_snapshot("nightly");
+  ExpectRefused(CheckExportSpec(qcow2), "spec.image.snapshot");
+  qcow2.mutable_image()->set_format(v1::IMAGE_FORMAT_QCOW2);
+  EXPECT_TRUE(CheckExportSpec(qcow2).ok());
+  qcow2.mutable_image()->set_size_bytes(4096);
+  ExpectRefused(CheckExportSpec(qcow2), "spec.image.size_bytes");
+  qcow2.mutable_image()->set_size_bytes(0);
+  qcow2.mutable_image()->set_snapshot(std::string(1025, 'x'));
+  ExpectRefused(CheckExportSpec(qcow2), "spec.image.snapshot");
 }
 
 TEST(ValidationTest, AttachmentSpecs) {

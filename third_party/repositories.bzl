@@ -42,6 +42,8 @@ def system_library_repositories(berth = "."):
         ":crypto": ["-lcrypto"],
         ":ssl": ["-lssl", "-lcrypto"],
     })
+    system_repository(name = "zlib", targets = {":zlib": ["-lz"]})
+    system_repository(name = "com_github_facebook_zstd", targets = {":zstd": ["-lzstd"]})
     system_repository(name = "systemd", targets = {":systemd": ["-lsystemd"]})
     native.local_repository(name = "com_google_protobuf", path = berth + "/third_party/protobuf")
     native.local_repository(name = "com_github_grpc_grpc", path = berth + "/third_party/grpc")

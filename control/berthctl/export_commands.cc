@@ -44,7 +44,9 @@ std::string Limit(const v1::RateLimit& limit) {
 // "raw /srv/disk.raw".
 std::string ImageText(const v1::Image& image) {
   const std::string format = EnumName(v1::ImageFormat_descriptor(), image.format());
-  return image.path().empty() ? format : absl::StrCat(format, " ", image.path());
+  if (image.path().empty()) return format;
+  return absl::StrCat(format, " ", image.path(), image.snapshot().empty() ? "" : ", snapshot ",
+                      image.snapshot());
 }
 
 void PrintExport(Console& console, const v1::Export& shown) {
@@ -118,6 +120,11 @@ void AddImageOptions(CLI::App& command, const std::shared_ptr<v1::CreateExportRe
           [image](int cache) { image->set_cache(static_cast<v1::CacheMode>(cache)); });
   AddEnum(command, "--discard", "What a discard does (unmap)", v1::DiscardMode_descriptor(),
           [image](int mode) { image->set_discard(static_cast<v1::DiscardMode>(mode)); });
+  command
+      .add_option_function<std::string>(
+          "--snapshot", [image](const std::string& name) { image->set_snapshot(name); },
+          "Show this internal snapshot of a qcow2 image, by its id or else its name; read-only")
+      ->type_name("NAME");
   AddSize(command, "--size", "Size of a memory or null image",
           [image](uint64_t size) { image->set_size_bytes(size); });
 }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace berth {
 
@@ -21,6 +22,15 @@ struct Extent {
   }
   constexpr bool operator==(const Extent&) const = default;
 };
+
+// Appends `extent`, merged with the last one where both are of a kind.
+inline void AppendExtent(const Extent& extent, std::vector<Extent>* extents) {
+  if (!extents->empty() && extents->back().SameKind(extent)) {
+    extents->back().length += extent.length;
+  } else {
+    extents->push_back(extent);
+  }
+}
 
 }  // namespace berth
 

@@ -9,6 +9,7 @@
 #include "image/filter/slice.h"
 #include "image/memory/memory_device.h"
 #include "image/null/null_device.h"
+#include "image/opener/qcow2_chain.h"
 #include "image/raw/raw_device.h"
 
 namespace berth {
@@ -41,6 +42,8 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFormat(const ImageSpec& spec, c
   switch (spec.format) {
     case ImageFormat::kRaw:
       return OpenRaw(spec, roots);
+    case ImageFormat::kQcow2:
+      return OpenQcow2Chain(spec, roots);
     case ImageFormat::kMemory: {
       if (absl::Status status = CheckHasNoFile(spec); !status.ok()) return status;
       absl::StatusOr<std::unique_ptr<MemoryDevice>> device = MemoryDevice::Create(spec.size);
@@ -56,27 +59,12 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFormat(const ImageSpec& spec, c
 
 }  // namespace
 
-absl::StatusOr<ImageFormat> ParseImageFormat(absl::string_view name) {
-  for (const ImageFormat format : {ImageFormat::kRaw, ImageFormat::kMemory, ImageFormat::kNull}) {
-    if (name == ImageFormatName(format)) return format;
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("unknown image format \"", name.substr(0, 64), "\"; known are raw, memory and null"));
-}
-
-absl::string_view ImageFormatName(ImageFormat format) {
-  switch (format) {
-    case ImageFormat::kRaw:
-      return "raw";
-    case ImageFormat::kMemory:
-      return "memory";
-    case ImageFormat::kNull:
-      return "null";
-  }
-  return "unknown";
-}
-
 absl::StatusOr<std::shared_ptr<BlockDevice>> OpenImage(const ImageSpec& spec, const ImageRoots& roots) {
+  if (spec.format != ImageFormat::kQcow2 && (!spec.snapshot.empty() || spec.backing_format.has_value())) {
+    return absl::InvalidArgumentError(absl::StrCat(spec.snapshot.empty() ? "a backing format" : "a snapshot",
+                                                   " is given; a ", ImageFormatName(spec.format),
+                                                   " image has neither snapshots nor a backing file"));
+  }
   absl::StatusOr<std::shared_ptr<BlockDevice>> opened = OpenFormat(spec, roots);
   if (!opened.ok()) return opened.status();
   std::shared_ptr<BlockDevice> device = *std::move(opened);

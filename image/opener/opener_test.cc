@@ -20,13 +20,14 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> Open(const ImageSpec& spec) {
 }
 
 TEST(OpenerTest, FormatsAreNamed) {
-  for (const ImageFormat format : {ImageFormat::kRaw, ImageFormat::kMemory, ImageFormat::kNull}) {
+  for (const ImageFormat format :
+       {ImageFormat::kRaw, ImageFormat::kQcow2, ImageFormat::kMemory, ImageFormat::kNull}) {
     EXPECT_EQ(*ParseImageFormat(ImageFormatName(format)), format);
   }
-  for (const char* name : {"", "qcow2", "RAW", "raw "}) {
+  for (const char* name : {"", "vmdk", "RAW", "raw "}) {
     const absl::Status status = ParseImageFormat(name).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("raw, memory and null"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("raw, qcow2, memory and null"));
   }
   ImageSpec unknown;
   unknown.format = static_cast<ImageFormat>(77);
@@ -42,6 +43,10 @@ TEST(OpenerTest, SpecsThatMakeNoSenseAreRefused) {
       {.format = ImageFormat::kMemory},
       {.format = ImageFormat::kMemory, .size = ~uint64_t{0}},
       {.format = ImageFormat::kNull},
+      {.path = image.path(), .snapshot = "1"},
+      {.path = image.path(), .backing_format = ImageFormat::kRaw},
+      {.format = ImageFormat::kQcow2, .path = image.path(), .size = 5, .read_only = true},
+      {.format = ImageFormat::kQcow2, .path = image.path(), .read_only = true},  // It is raw.
   };
   for (const ImageSpec& spec : bad) {
     EXPECT_EQ(Open(spec).status().code(), absl::StatusCode::kInvalidArgument) << Open(spec).status();

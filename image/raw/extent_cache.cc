@@ -5,14 +5,6 @@
 
 namespace berth {
 
-void AppendExtent(const Extent& extent, std::vector<Extent>* extents) {
-  if (!extents->empty() && extents->back().SameKind(extent)) {
-    extents->back().length += extent.length;
-  } else {
-    extents->push_back(extent);
-  }
-}
-
 ExtentCache::Look::Look(ExtentCache* cache) : cache_(cache) {
   cache_->looks_.fetch_add(1);
   MutexLock lock(&cache_->mutex_);

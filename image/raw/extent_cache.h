@@ -20,9 +20,6 @@
 
 namespace berth {
 
-// Appends `extent`, merged with the last one where both are of a kind.
-void AppendExtent(const Extent& extent, std::vector<Extent>* extents);
-
 class ExtentCache {
  public:
   // More pieces than this are not remembered.

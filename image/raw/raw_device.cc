@@ -84,7 +84,7 @@ absl::StatusOr<std::shared_ptr<RawDevice>> RawDevice::Create(File file, const Ra
   if (!status.ok()) return status;
   absl::StatusOr<uint64_t> size = file.Size();
   if (!size.ok()) return size.status();
-  if (*size == 0) {
+  if (*size == 0 && !options.may_be_empty) {
     return absl::InvalidArgumentError(
         absl::StrCat("\"", file.path(), "\" is empty; an image has at least one byte"));
   }

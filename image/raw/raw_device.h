@@ -41,14 +41,16 @@ struct RawOptions {
   CacheMode cache = CacheMode::kWriteback;
   DiscardMode discard = DiscardMode::kUnmap;
   LockMode lock = LockMode::kExclusive;
+  // A file of 0 bytes is no error: other formats keep their data in such files until the first write.
+  bool may_be_empty = false;
 };
 
 class RawDevice final : public BlockDevice {
  public:
   // Opens an existing file or block device; symbolic links are followed (image/opener is where a path from
-  // outside is checked). INVALID_ARGUMENT for an empty path, for an empty file and for what is no image (a
-  // directory, a fifo, …), NOT_FOUND, PERMISSION_DENIED, and FAILED_PRECONDITION (reason IMAGE_LOCKED) for a
-  // file that somebody else holds. May block.
+  // outside is checked). INVALID_ARGUMENT for an empty path, for an empty file (unless `may_be_empty`) and
+  // for what is no image (a directory, a fifo, …), NOT_FOUND, PERMISSION_DENIED, and FAILED_PRECONDITION
+  // (reason IMAGE_LOCKED) for a file that somebody else holds. May block.
   static absl::StatusOr<std::shared_ptr<RawDevice>> Open(const std::string& path, const RawOptions& options);
 
   // The same on an open descriptor, which was opened with OpenFlags(); `path` is its name in messages.

@@ -11,7 +11,7 @@ UnitMapping DecodeSubcluster(const EntryLayout& layout, uint64_t host, bool has_
   const bool zero = (subclusters >> (unit + kSubclusters) & 1) != 0;
   if (allocated && (zero || !has_host)) return kInvalid;
   if (zero) return {RunKind::kZero, has_host, 0};
-  if (!allocated) return {RunKind::kUnallocated, false, 0};
+  if (!allocated) return {RunKind::kUnallocated, has_host, 0};
   return {RunKind::kData, false, host + (uint64_t{unit} << layout.unit_bits())};
 }
 

@@ -77,7 +77,7 @@ enum class RunKind : uint8_t {
 // What is true of one unit (a subcluster, or a cluster).
 struct UnitMapping {
   RunKind kind = RunKind::kUnallocated;
-  bool has_space = false;  // Of kZero: there is a cluster behind it.
+  bool has_space = false;  // Of kZero and kUnallocated: there is a cluster for it.
   // Of kData, the byte in the data file where the unit begins; of kCompressed, the entry.
   uint64_t host = 0;
 };

@@ -99,6 +99,8 @@ TEST(ClusterEntryTest, Subclusters) {
   EXPECT_EQ(Decode(header, kCluster, bitmap, 0).kind, RunKind::kZero);
   EXPECT_TRUE(Decode(header, kCluster, bitmap, 0).has_space);
   EXPECT_EQ(Decode(header, kCluster, bitmap, 1).kind, RunKind::kUnallocated);
+  EXPECT_TRUE(Decode(header, kCluster, bitmap, 1).has_space);
+  EXPECT_FALSE(Decode(header, 0, 0, 1).has_space);
   EXPECT_EQ(Decode(header, kCluster, bitmap, 31).host, kCluster + 31 * 2048);
   EXPECT_EQ(Decode(header, 0, uint64_t{1} << 32, 0).kind, RunKind::kZero);
   EXPECT_FALSE(Decode(header, 0, uint64_t{1} << 32, 0).has_space);

@@ -1,0 +1,92 @@
+// Arbitrary bytes as a qcow2 file: opening it and reading all of it, its map and its snapshots must neither
+// crash nor take memory or time that the file's size does not explain.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "image/io/reactor_pool.h"
+#include "image/memory/memory_device.h"
+#include "image/qcow2/qcow2_device.h"
+
+namespace berth {
+namespace {
+
+// Of a disk that can have any size.
+constexpr uint64_t kReadAtEachEnd = uint64_t{1} << 20;
+
+void Require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "broken: %s\n", what);
+  std::abort();
+}
+
+Reactor& TheReactor() {
+  static ReactorPool* const pool = [] {
+    auto created = ReactorPool::Create(1);
+    Require(created.ok(), "no io_uring");
+    return std::move(created)->release();
+  }();
+  return pool->at(0);
+}
+
+Task<void> ReadAll(BlockDevice& device) {
+  auto channel = device.OpenChannel(TheReactor());
+  Require(channel.ok(), "no channel");
+  const uint64_t size = device.size();
+  std::vector<uint8_t> buffer(65'536);
+  for (const uint64_t begin : {uint64_t{0}, size - std::min(size, kReadAtEachEnd)}) {
+    for (uint64_t at = begin; at < std::min(size, begin + kReadAtEachEnd); at += buffer.size()) {
+      const size_t length = std::min<uint64_t>(buffer.size(), size - at);
+      (void)co_await (*channel)->Read(at, absl::MakeSpan(buffer).subspan(0, length));
+    }
+  }
+  for (uint64_t at = 0, calls = 0; at < size && calls < 16; ++calls) {
+    std::vector<Extent> extents;
+    if (!(co_await (*channel)->Extents(at, size - at, &extents)).ok()) break;
+    Require(!extents.empty() && extents.size() <= kMaxExtents, "number of extents");
+    for (const Extent& extent : extents) {
+      Require(extent.length > 0 && extent.length <= size - at, "length of an extent");
+      at += extent.length;
+    }
+  }
+}
+
+void OpenAndRead(const std::shared_ptr<BlockDevice>& file, const std::string& snapshot) {
+  const auto header = ReadQcow2Header(*file);
+  if (!header.ok()) return;
+  Qcow2Files files = {file, nullptr, nullptr};
+  if (header->has_data_file()) files.data = *MemoryDevice::Create(1 << 20);
+  if (!header->backing_file.empty()) files.backing = *MemoryDevice::Create(100'000);
+  Qcow2Options options;
+  options.snapshot = snapshot;
+  options.l2_cache_bytes = 65'536;
+  const auto device = Qcow2Device::Open(std::move(files), *header, options);
+  if (!device.ok()) return;
+  const auto read = [&]() { return ReadAll(**device); };
+  RunOn(TheReactor(), read);
+}
+
+std::shared_ptr<BlockDevice> FileOf(absl::Span<const uint8_t> content) {
+  std::shared_ptr<BlockDevice> file = *MemoryDevice::Create(content.size());
+  const auto fill = [&]() -> Task<IoResult> {
+    auto channel = file->OpenChannel(TheReactor());
+    co_return co_await (*channel)->Write(0, content, WriteFlags::kNone);
+  };
+  Require(RunOn(TheReactor(), fill).ok(), "no memory");
+  return file;
+}
+
+}  // namespace
+}  // namespace berth
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size == 0) return 0;
+  const std::shared_ptr<berth::BlockDevice> file = berth::FileOf(absl::MakeConstSpan(data, size));
+  berth::OpenAndRead(file, "");
+  berth::OpenAndRead(file, "1");
+  return 0;
+}

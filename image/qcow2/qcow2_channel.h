@@ -1,0 +1,84 @@
+// Qcow2Channel: the way to a qcow2 image's data from one reactor.
+//
+// A request that lies in one run of the map and whose L2 slice is known costs no coroutine frame of its own:
+// it becomes a request to the file, or to the backing image, that is returned as it is.
+#ifndef BERTH_IMAGE_QCOW2_QCOW2_CHANNEL_H_
+#define BERTH_IMAGE_QCOW2_QCOW2_CHANNEL_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "image/block/block_device.h"
+#include "image/io/reactor.h"
+#include "image/io/task.h"
+#include "image/qcow2/cluster_map.h"
+#include "image/qcow2/compressed_clusters.h"
+#include "image/qcow2/l2_cache.h"
+#include "image/qcow2/qcow2_device.h"
+
+namespace berth {
+
+class Qcow2Channel final : public BlockChannel {
+ public:
+  static absl::StatusOr<std::unique_ptr<BlockChannel>> Open(Qcow2Device& device, Reactor& reactor);
+
+  Task<IoResult> Read(uint64_t offset, absl::Span<uint8_t> out) override;
+  Task<IoResult> Write(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) override;
+  Task<IoResult> Flush() override;
+  Task<IoResult> Zero(uint64_t offset, uint64_t length, ZeroFlags flags) override;
+  Task<IoResult> Discard(uint64_t offset, uint64_t length) override;
+  Task<IoResult> Prefetch(uint64_t offset, uint64_t length) override;
+  Task<IoResult> Extents(uint64_t offset, uint64_t length, std::vector<Extent>* out) override;
+
+ private:
+  using Run = qcow2::Run;
+  struct Piece;
+
+  Qcow2Channel(Qcow2Device& device, Reactor& reactor, std::unique_ptr<BlockChannel> image,
+               std::unique_ptr<BlockChannel> data, std::unique_ptr<BlockChannel> backing);
+
+  bool Inside(uint64_t offset, uint64_t length) const {
+    return offset <= device_.size_ && length <= device_.size_ - offset;
+  }
+  BlockChannel& data() { return data_ != nullptr ? *data_ : *image_; }
+
+  // The run from `offset` on; nothing where its slice has to be loaded first.
+  std::optional<Run> Lookup(uint64_t offset, uint64_t length);
+  // Makes the next Lookup() of `offset` succeed.
+  Task<IoResult> LoadSlice(uint64_t offset);
+  void Remember(uint64_t offset, std::shared_ptr<const qcow2::L2Slice> slice);
+
+  Task<IoResult> ReadRun(const Run& run, uint64_t offset, absl::Span<uint8_t> out);
+  Task<IoResult> ReadRuns(uint64_t offset, absl::Span<uint8_t> out);
+  Task<IoResult> ReadPieces(absl::Span<const Piece> pieces);
+  Task<IoResult> ReadData(uint64_t host, absl::Span<uint8_t> out);
+  Task<IoResult> ReadBacking(uint64_t offset, absl::Span<uint8_t> out);
+  Task<IoResult> PrefetchRuns(uint64_t offset, uint64_t length);
+  Task<IoResult> FindExtents(uint64_t offset, uint64_t length, std::vector<Extent>* out);
+  Task<IoResult> BackingExtents(const Run& run, uint64_t offset, std::vector<Extent>* found,
+                                uint64_t* covered);
+
+  Qcow2Device& device_;
+  Reactor& reactor_;
+  const std::unique_ptr<BlockChannel> image_;
+  const std::unique_ptr<BlockChannel> data_;     // Null where the image holds the data.
+  const std::unique_ptr<BlockChannel> backing_;  // Null where there is none.
+  qcow2::CompressedClusters compressed_;
+
+  // The slices this channel used last, found without the cache's lock.
+  struct Known {
+    uint64_t index = ~uint64_t{0};  // Of the slice on the disk.
+    std::shared_ptr<const qcow2::L2Slice> slice;
+  };
+  static constexpr size_t kKnown = 32;
+  std::array<Known, kKnown> known_;
+};
+
+}  // namespace berth
+
+#endif  // BERTH_IMAGE_QCOW2_QCOW2_CHANNEL_H_

@@ -1,0 +1,126 @@
+#include "image/qcow2/qcow2_device.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "image/qcow2/format/big_endian.h"
+#include "image/qcow2/format/snapshot_table.h"
+#include "image/qcow2/metadata_reader.h"
+#include "image/qcow2/qcow2_channel.h"
+
+namespace berth {
+namespace {
+
+using qcow2::Header;
+using qcow2::Snapshot;
+
+// Up to where DecodeHeader() needs it to know the rest.
+constexpr uint64_t kFirstBytes = 512;
+
+absl::StatusOr<Snapshot> LoadSnapshot(BlockDevice& image, const Header& header,
+                                      const std::string& id_or_name) {
+  std::vector<Snapshot> snapshots;
+  if (header.snapshot_count > 0) {
+    std::vector<uint8_t> table(std::min(SnapshotTableBytes(header), image.size() - header.snapshots_offset));
+    absl::Status status = qcow2::ReadMetadata(image, header.snapshots_offset, absl::MakeSpan(table));
+    if (!status.ok()) return status;
+    auto decoded = DecodeSnapshotTable(table, header, image.size());
+    if (!decoded.ok()) return decoded.status();
+    snapshots = *std::move(decoded);
+  }
+  const Snapshot* found = FindSnapshot(snapshots, id_or_name);
+  if (found != nullptr) return *found;
+  std::string known;
+  for (const Snapshot& snapshot : snapshots) {
+    absl::StrAppend(&known, known.empty() ? "it has " : ", ", snapshot.id, " (\"", snapshot.name, "\")");
+  }
+  return absl::NotFoundError(absl::StrCat("the image has no internal snapshot with the id or name \"",
+                                          id_or_name, "\"; ", known.empty() ? "it has none at all" : known));
+}
+
+absl::StatusOr<std::vector<uint64_t>> LoadL1(BlockDevice& image, uint64_t offset, uint64_t entries) {
+  std::vector<uint8_t> bytes(entries * 8);
+  if (!bytes.empty()) {
+    absl::Status status = qcow2::ReadMetadata(image, offset, absl::MakeSpan(bytes));
+    if (!status.ok()) return status;
+  }
+  std::vector<uint64_t> l1(entries);
+  for (size_t i = 0; i < l1.size(); ++i) l1[i] = qcow2::Load64(&bytes[i * 8]);
+  return l1;
+}
+
+absl::Status CheckFiles(const Qcow2Files& files, const Header& header) {
+  if (header.crypt_method != qcow2::CryptMethod::kNone) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the image is encrypted (", header.crypt_method == qcow2::CryptMethod::kLuks ? "LUKS" : "the old AES",
+        "), which is not supported; decrypt it with qemu-img convert first"));
+  }
+  if (header.has_data_file() != (files.data != nullptr)) {
+    return absl::InvalidArgumentError(header.has_data_file()
+                                          ? "the image keeps its data in an external file, and none was given"
+                                          : "the image has no external data file, and one was given");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Header> ReadQcow2Header(BlockDevice& image) {
+  std::vector<uint8_t> bytes(std::min(kFirstBytes, image.size()));
+  if (!bytes.empty()) {
+    absl::Status status = qcow2::ReadMetadata(image, 0, absl::MakeSpan(bytes));
+    if (!status.ok()) return status;
+  }
+  const absl::StatusOr<uint64_t> needed = qcow2::HeaderBytes(bytes);
+  if (!needed.ok()) return needed.status();
+  bytes.resize(std::min(*needed, image.size()));
+  absl::Status status = qcow2::ReadMetadata(image, 0, absl::MakeSpan(bytes));
+  if (!status.ok()) return status;
+  return qcow2::DecodeHeader(bytes, image.size());
+}
+
+absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files, const Header& header,
+                                                               const Qcow2Options& options) {
+  if (absl::Status status = CheckFiles(files, header); !status.ok()) return status;
+  uint64_t size = header.size;
+  uint64_t l1_offset = header.l1_table_offset;
+  uint64_t l1_entries = header.l1_size;
+  if (!options.snapshot.empty()) {
+    absl::StatusOr<Snapshot> snapshot = LoadSnapshot(*files.image, header, options.snapshot);
+    if (!snapshot.ok()) return snapshot.status();
+    size = snapshot->disk_size.value_or(size);
+    l1_offset = snapshot->l1_table_offset;
+    l1_entries = snapshot->l1_size;
+  }
+  absl::StatusOr<std::vector<uint64_t>> l1 = LoadL1(*files.image, l1_offset, l1_entries);
+  if (!l1.ok()) return l1.status();
+  return std::shared_ptr<Qcow2Device>(
+      new Qcow2Device(std::move(files), header, size, l1_offset, *std::move(l1), options));
+}
+
+Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, uint64_t l1_table_offset,
+                         std::vector<uint64_t> l1, const Qcow2Options& options)
+    : files_(std::move(files)),
+      compression_type_(header.compression_type),
+      size_(size),
+      image_size_(files_.image->size()),
+      data_size_(files_.data != nullptr ? files_.data->size() : image_size_),
+      backing_size_(files_.backing != nullptr ? files_.backing->size() : 0),
+      map_(header, l1_table_offset, std::move(l1)),
+      l2_cache_(options.l2_cache_bytes, map_.slice_bytes()) {
+  const BlockTraits& below = (files_.data != nullptr ? files_.data : files_.image)->traits();
+  traits_.read_only = true;
+  traits_.rotational = below.rotational;
+  traits_.preferred_alignment = below.preferred_alignment;
+}
+
+absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Device::OpenChannel(Reactor& reactor) {
+  return Qcow2Channel::Open(*this, reactor);
+}
+
+absl::Status Qcow2Device::Resize(uint64_t) {
+  return absl::FailedPreconditionError("the qcow2 image is open read-only and cannot be resized");
+}
+
+}  // namespace berth

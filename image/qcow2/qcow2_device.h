@@ -1,0 +1,78 @@
+// Qcow2Device: a qcow2 image, read-only for now. docs/qcow2.md says how it works.
+//
+// It holds the devices of its files (image/opener opens them): the image itself, the external data file where
+// there is one, and the backing image, whose own chain is behind it. What it needs of them is BlockDevice
+// alone, so cache modes, O_DIRECT and locks are theirs.
+//
+// Broken metadata that is found while reading (an entry with reserved bits, a table inside another, a cluster
+// behind the end of the file, compressed data that is none) is EIO for the requests that meet it; what can be
+// checked at open is refused there, by name.
+//
+// Thread: as BlockDevice. Lifetime: as BlockDevice.
+#ifndef BERTH_IMAGE_QCOW2_QCOW2_DEVICE_H_
+#define BERTH_IMAGE_QCOW2_QCOW2_DEVICE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "image/block/block_device.h"
+#include "image/qcow2/cluster_map.h"
+#include "image/qcow2/format/header.h"
+#include "image/qcow2/l2_cache.h"
+
+namespace berth {
+
+struct Qcow2Files {
+  std::shared_ptr<BlockDevice> image;
+  std::shared_ptr<BlockDevice> data;     // Null where the header names none.
+  std::shared_ptr<BlockDevice> backing;  // Null where the header names none.
+};
+
+struct Qcow2Options {
+  // The internal snapshot to show instead of the disk, by its id or else its name. Empty: the disk.
+  std::string snapshot = {};
+  // Memory for L2 tables: the default serves 256 GiB of a disk with the usual cluster size.
+  uint64_t l2_cache_bytes = uint64_t{32} << 20;
+};
+
+// Reads the header of the image in `image`, whatever its size. Errors as qcow2::DecodeHeader(). Blocks; not
+// on a reactor's thread.
+absl::StatusOr<qcow2::Header> ReadQcow2Header(BlockDevice& image);
+
+class Qcow2Device final : public BlockDevice {
+ public:
+  // `header` is what ReadQcow2Header() said. INVALID_ARGUMENT names the field that is broken, NOT_FOUND the
+  // snapshot that is not there, UNIMPLEMENTED what this version cannot do (encryption). Blocks; not on a
+  // reactor's thread.
+  static absl::StatusOr<std::shared_ptr<Qcow2Device>> Open(Qcow2Files files, const qcow2::Header& header,
+                                                           const Qcow2Options& options);
+
+  const BlockTraits& traits() const override { return traits_; }
+  uint64_t size() const override { return size_; }
+  absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;
+  absl::Status Resize(uint64_t new_size) override;
+
+ private:
+  friend class Qcow2Channel;
+
+  Qcow2Device(Qcow2Files files, const qcow2::Header& header, uint64_t size, uint64_t l1_table_offset,
+              std::vector<uint64_t> l1, const Qcow2Options& options);
+
+  const Qcow2Files files_;
+  const qcow2::CompressionType compression_type_;
+  const uint64_t size_;
+  const uint64_t image_size_;  // Bytes of the files, which nobody changes while they are open.
+  const uint64_t data_size_;
+  const uint64_t backing_size_;  // 0 where there is none.
+  BlockTraits traits_;
+  const qcow2::ClusterMap map_;
+  qcow2::L2Cache l2_cache_;
+};
+
+}  // namespace berth
+
+#endif  // BERTH_IMAGE_QCOW2_QCOW2_DEVICE_H_
