@@ -80,7 +80,12 @@ class Chain {
         continue;
       }
       Qcow2Options options;
-      if (i == 0) options.snapshot = spec_.snapshot;
+      if (i == 0) {
+        options.snapshot = spec_.snapshot;
+        options.writable = !spec_.read_only;
+        options.durable_writes = WritesAreDurable(spec_.cache);
+        options.unmap = spec_.discard == DiscardMode::kUnmap;
+      }
       auto opened = Qcow2Device::Open({std::move(layer.image), std::move(layer.data), std::move(device)},
                                       *layer.header, options);
       if (!opened.ok()) return About(layer.path, opened.status());
@@ -90,9 +95,10 @@ class Chain {
   }
 
  private:
-  absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFile(const std::string& path) {
+  // The top of the chain alone is ever written.
+  absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFile(const std::string& path, bool read_only) {
     RawOptions options;
-    options.read_only = true;
+    options.read_only = read_only;
     options.cache = spec_.cache;
     // Who writes to an image that others have open changes metadata that they remember, whether or not the
     // users of the disk coordinate.
@@ -120,7 +126,7 @@ class Chain {
   absl::StatusOr<Layer> OpenLayer(const std::string& path, ImageFormat format) {
     Layer layer;
     layer.path = path;
-    absl::StatusOr<std::shared_ptr<BlockDevice>> image = OpenFile(path);
+    absl::StatusOr<std::shared_ptr<BlockDevice>> image = OpenFile(path, spec_.read_only || !layers_.empty());
     if (!image.ok()) return Context(image.status());
     layer.image = *std::move(image);
     if (format == ImageFormat::kRaw) return layer;
@@ -136,7 +142,7 @@ class Chain {
     }
     absl::StatusOr<std::string> name = ResolveNameInImage(path, *layer.header->data_file);
     if (!name.ok()) return About(path, name.status());
-    absl::StatusOr<std::shared_ptr<BlockDevice>> data = OpenFile(*name);
+    absl::StatusOr<std::shared_ptr<BlockDevice>> data = OpenFile(*name, /*read_only=*/true);
     if (!data.ok()) return About(path, data.status());
     layer.data = *std::move(data);
     return layer;
@@ -175,11 +181,6 @@ absl::Status CheckSpec(const ImageSpec& spec) {
   if (spec.size != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("size_bytes is ", spec.size, "; the size of a qcow2 image stands in its file"));
-  }
-  if (!spec.read_only) {
-    return absl::UnimplementedError(
-        absl::StrCat("\"", spec.path,
-                     "\" cannot be opened for writing: qcow2 images are read-only so far; set read_only"));
   }
   if (spec.backing_format.has_value() && *spec.backing_format != ImageFormat::kRaw &&
       *spec.backing_format != ImageFormat::kQcow2) {

@@ -21,8 +21,8 @@ namespace berth {
 // Images that one chain has at most.
 inline constexpr size_t kMostLayers = 256;
 
-// Opens the qcow2 image of `spec`, read-only. Errors as OpenImage(), the image of the chain named in the
-// text; UNIMPLEMENTED where `spec` wants to write. May block.
+// Opens the qcow2 image of `spec`; what is below it read-only. Errors as OpenImage() and Qcow2Device::Open(),
+// the image of the chain named in the text. May block.
 absl::StatusOr<std::shared_ptr<BlockDevice>> OpenQcow2Chain(const ImageSpec& spec, const ImageRoots& roots);
 
 // The file that `name`, found inside the image at `image_path`, means. INVALID_ARGUMENT where it is more than

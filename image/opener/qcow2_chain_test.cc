@@ -185,10 +185,19 @@ TEST_F(Qcow2ChainTest, WhatIsMissingOrBrokenIsNamed) {
   EXPECT_TRUE(Error("top").ok()) << Error("top");
 }
 
-TEST_F(Qcow2ChainTest, WritingIsRefusedForNow) {
+TEST_F(Qcow2ChainTest, WhatMustNotBeWrittenIsNot) {
+  // No cluster of these images has a refcount.
   WriteImage(Path("top"), "", std::nullopt);
   ImageSpec spec = Spec("top");
   spec.read_only = false;
+  EXPECT_EQ(Error(spec).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(Error(spec).message()), HasSubstr("qemu-img check -r all"));
+  for (const uint64_t feature : {qcow2::kDirty, qcow2::kCorrupt}) {
+    WriteImage(Path("top"), "", std::nullopt, std::nullopt, feature);
+    EXPECT_EQ(Error(spec).code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_TRUE(Error("top").ok()) << Error("top");
+  }
+  WriteImage(Path("top"), "", std::nullopt, std::nullopt, qcow2::kExtendedL2);
   EXPECT_EQ(Error(spec).code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(Error(spec).message()), HasSubstr("set read_only"));
 }

@@ -55,7 +55,33 @@ Task<void> ReadAll(BlockDevice& device) {
   }
 }
 
-void OpenAndRead(const std::shared_ptr<BlockDevice>& file, const std::string& snapshot) {
+// Writes, zeroes and discards here and there, and reads it back.
+Task<void> ChangeSome(BlockDevice& device) {
+  auto channel = device.OpenChannel(TheReactor());
+  Require(channel.ok(), "no channel");
+  const uint64_t size = device.size();
+  const std::vector<uint8_t> data(3000, 0x5a);
+  std::vector<uint8_t> read(data.size());
+  for (uint64_t i = 0; i < 24; ++i) {
+    const uint64_t offset = i % 3 == 2 ? size - std::min(size, (i + 1) * 3000) : i * 2500;
+    if (offset >= size) break;
+    const uint64_t length = std::min<uint64_t>(data.size(), size - offset);
+    if (i % 5 == 3) {
+      (void)co_await (*channel)->Zero(offset, length, ZeroFlags::kNone);
+    } else if (i % 5 == 4) {
+      (void)co_await (*channel)->Discard(offset, length);
+    } else {
+      const absl::Span<const uint8_t> part = absl::MakeConstSpan(data).subspan(0, length);
+      if (!(co_await (*channel)->Write(offset, part, WriteFlags::kNone)).ok()) continue;
+      const IoResult result = co_await (*channel)->Read(offset, absl::MakeSpan(read).subspan(0, length));
+      Require(!result.ok() || absl::MakeConstSpan(read).subspan(0, length) == part, "what was written");
+    }
+    if (i % 7 == 6) (void)co_await (*channel)->Flush();
+  }
+}
+
+void OpenAndRead(const std::shared_ptr<BlockDevice>& file, const std::string& snapshot,
+                 bool writable = false) {
   const auto header = ReadQcow2Header(*file);
   if (!header.ok()) return;
   Qcow2Files files = {file, nullptr, nullptr};
@@ -64,8 +90,13 @@ void OpenAndRead(const std::shared_ptr<BlockDevice>& file, const std::string& sn
   Qcow2Options options;
   options.snapshot = snapshot;
   options.l2_cache_bytes = 65'536;
+  options.writable = writable;
   const auto device = Qcow2Device::Open(std::move(files), *header, options);
   if (!device.ok()) return;
+  if (writable && (*device)->size() > 0) {
+    const auto change = [&]() { return ChangeSome(**device); };
+    RunOn(TheReactor(), change);
+  }
   const auto read = [&]() { return ReadAll(**device); };
   RunOn(TheReactor(), read);
 }
@@ -88,5 +119,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::shared_ptr<berth::BlockDevice> file = berth::FileOf(absl::MakeConstSpan(data, size));
   berth::OpenAndRead(file, "");
   berth::OpenAndRead(file, "1");
+  berth::OpenAndRead(file, "", /*writable=*/true);
   return 0;
 }

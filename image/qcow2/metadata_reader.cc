@@ -18,20 +18,41 @@ const absl::StatusOr<std::unique_ptr<ReactorPool>>& Reactors() {
   return pool;
 }
 
+absl::Status Describe(const absl::StatusOr<IoResult>& result, absl::string_view what, uint64_t offset,
+                      size_t bytes) {
+  if (!result.ok()) return result.status();
+  if (result->ok()) return absl::OkStatus();
+  return absl::ErrnoToStatus(
+      result->error, absl::StrCat("cannot ", what, " ", bytes, " bytes at ", offset, " of the image"));
+}
+
 }  // namespace
 
-absl::Status ReadMetadata(BlockDevice& device, uint64_t offset, absl::Span<uint8_t> out) {
+absl::StatusOr<IoResult> RunOnFile(BlockDevice& device,
+                                   absl::FunctionRef<Task<IoResult>(Reactor&, BlockChannel&)> function) {
   if (!Reactors().ok()) return Reactors().status();
   Reactor& reactor = (*Reactors())->at(0);
-  const auto read = [&]() -> Task<absl::Status> {
+  const auto run = [&]() -> Task<absl::StatusOr<IoResult>> {
     absl::StatusOr<std::unique_ptr<BlockChannel>> channel = device.OpenChannel(reactor);
     if (!channel.ok()) co_return channel.status();
-    const IoResult result = co_await (*channel)->Read(offset, out);
-    if (result.ok()) co_return absl::OkStatus();
-    co_return absl::ErrnoToStatus(
-        result.error, absl::StrCat("cannot read ", out.size(), " bytes at ", offset, " of the image"));
+    const IoResult result = co_await function(reactor, **channel);
+    co_return result;
   };
-  return RunOn(reactor, read);
+  return RunOn(reactor, run);
+}
+
+absl::Status ReadMetadata(BlockDevice& device, uint64_t offset, absl::Span<uint8_t> out) {
+  const auto read = [&](Reactor&, BlockChannel& channel) { return channel.Read(offset, out); };
+  return Describe(RunOnFile(device, read), "read", offset, out.size());
+}
+
+absl::Status WriteMetadata(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data) {
+  const auto write = [&](Reactor&, BlockChannel& channel) -> Task<IoResult> {
+    IoResult result = co_await channel.Write(offset, data, WriteFlags::kNone);
+    if (result.ok()) result = co_await channel.Flush();
+    co_return result;
+  };
+  return Describe(RunOnFile(device, write), "write", offset, data.size());
 }
 
 }  // namespace berth::qcow2

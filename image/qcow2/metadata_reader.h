@@ -4,14 +4,26 @@
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "image/block/block_device.h"
+#include "image/io/io_result.h"
+#include "image/io/reactor.h"
+#include "image/io/task.h"
 
 namespace berth::qcow2 {
 
 // Fills `out`, which lies inside the device and is not empty. Blocks; any thread but a reactor's.
 absl::Status ReadMetadata(BlockDevice& device, uint64_t offset, absl::Span<uint8_t> out);
+
+// Writes `data` inside the device and flushes it. Blocks; any thread but a reactor's.
+absl::Status WriteMetadata(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data);
+
+// Calls `function` with a channel of the device, on its reactor, and waits for the end of its task.
+absl::StatusOr<IoResult> RunOnFile(BlockDevice& device,
+                                   absl::FunctionRef<Task<IoResult>(Reactor&, BlockChannel&)> function);
 
 }  // namespace berth::qcow2
 

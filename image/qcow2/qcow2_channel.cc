@@ -7,6 +7,7 @@
 
 #include "image/io/gate.h"
 #include "image/qcow2/format/big_endian.h"
+#include "image/qcow2/writer.h"
 
 namespace berth {
 namespace {
@@ -56,7 +57,19 @@ Qcow2Channel::Qcow2Channel(Qcow2Device& device, Reactor& reactor, std::unique_pt
       backing_(std::move(backing)),
       compressed_(device.map_.layout(), device.compression_type_, *image_, device.image_size_, reactor) {}
 
-std::optional<qcow2::Run> Qcow2Channel::Lookup(uint64_t offset, uint64_t length) {
+uint64_t Qcow2Channel::data_size() const {
+  return device_.writer_ == nullptr ? device_.data_size_ : device_.files_.image->size();
+}
+
+std::optional<qcow2::Run> Qcow2Channel::Lookup(uint64_t offset, uint64_t length, qcow2::MappingHold* hold) {
+  if (device_.writer_ != nullptr) {
+    qcow2::WriteMap::Step step = device_.writer_->map.Find(offset, length);
+    if (step.action == qcow2::WriteMap::Step::Action::kLoad) return std::nullopt;
+    if (step.action != qcow2::WriteMap::Step::Action::kRun) return Run{RunKind::kInvalid, false, 0, length};
+    // The oldest hold covers later ones.
+    if (hold != nullptr && *hold == nullptr) *hold = std::move(step.hold);
+    return step.run;
+  }
   const qcow2::ClusterMap& map = device_.map_;
   const uint64_t index = offset >> map.slice_coverage_bits();
   const Known& known = known_[index % kKnown];
@@ -83,6 +96,11 @@ void Qcow2Channel::Remember(uint64_t offset, std::shared_ptr<const qcow2::L2Slic
 }
 
 Task<IoResult> Qcow2Channel::LoadSlice(uint64_t offset) {
+  if (device_.writer_ != nullptr) {
+    const qcow2::WriteMap::Step step = device_.writer_->map.Find(offset, 1);
+    if (step.action != qcow2::WriteMap::Step::Action::kLoad) co_return IoResult::Ok();
+    co_return co_await LoadForWriting(step.file_offset);
+  }
   const qcow2::ClusterMap::SlicePlace place = device_.map_.Locate(offset);
   const uint64_t bytes = device_.map_.slice_bytes();
   if (place.file_offset > device_.image_size_ || bytes > device_.image_size_ - place.file_offset) {
@@ -99,10 +117,15 @@ Task<IoResult> Qcow2Channel::LoadSlice(uint64_t offset) {
 
 Task<IoResult> Qcow2Channel::Read(uint64_t offset, absl::Span<uint8_t> out) {
   if (!Inside(offset, out.size())) return Task<IoResult>(IoResult::Error(EIO));
-  const std::optional<Run> run = Lookup(offset, out.size());
-  if (run.has_value() && run->length == out.size()) return ReadRun(*run, offset, out);
-  return ReadRuns(offset, out);
+  qcow2::MappingHold hold;
+  const std::optional<Run> run = Lookup(offset, out.size(), &hold);
+  if (!run.has_value() || run->length != out.size()) return ReadRuns(offset, out);
+  Task<IoResult> reading = ReadRun(*run, offset, out);
+  if (hold == nullptr || reading.await_ready()) return reading;
+  return Held(std::move(reading), std::move(hold));
 }
+
+Task<IoResult> Qcow2Channel::Held(Task<IoResult> reading, qcow2::MappingHold) { co_return co_await reading; }
 
 Task<IoResult> Qcow2Channel::ReadRun(const Run& run, uint64_t offset, absl::Span<uint8_t> out) {
   switch (run.kind) {
@@ -124,7 +147,7 @@ Task<IoResult> Qcow2Channel::ReadRun(const Run& run, uint64_t offset, absl::Span
 // A file may end inside its last cluster, and the rest of that reads as zeroes. A cluster that lies wholly
 // behind the end was lost.
 Task<IoResult> Qcow2Channel::ReadData(uint64_t host, absl::Span<uint8_t> out) {
-  const uint64_t size = device_.data_size_;
+  const uint64_t size = data_size();
   if (host <= size && out.size() <= size - host) return data().Read(host, out);
   const uint64_t cluster = device_.map_.layout().cluster_size();
   const uint64_t end = (size + cluster - 1) / cluster * cluster;
@@ -146,12 +169,13 @@ Task<IoResult> Qcow2Channel::ReadBacking(uint64_t offset, absl::Span<uint8_t> ou
 
 Task<IoResult> Qcow2Channel::ReadRuns(uint64_t offset, absl::Span<uint8_t> out) {
   std::vector<Piece> pieces;
+  qcow2::MappingHold hold;
   while (!out.empty()) {
-    std::optional<Run> run = Lookup(offset, out.size());
+    std::optional<Run> run = Lookup(offset, out.size(), &hold);
     while (!run.has_value()) {
       const IoResult loaded = co_await LoadSlice(offset);
       if (!loaded.ok()) co_return loaded;
-      run = Lookup(offset, out.size());
+      run = Lookup(offset, out.size(), &hold);
     }
     const absl::Span<uint8_t> part = out.subspan(0, run->length);
     if (!pieces.empty() && pieces.back().run.Continues(*run)) {
@@ -188,18 +212,6 @@ Task<IoResult> Qcow2Channel::ReadPieces(absl::Span<const Piece> pieces) {
   co_return first_error;
 }
 
-Task<IoResult> Qcow2Channel::Write(uint64_t, absl::Span<const uint8_t>, WriteFlags) {
-  return Task<IoResult>(IoResult::Error(EPERM));
-}
-
-Task<IoResult> Qcow2Channel::Flush() { return Task<IoResult>(IoResult::Ok()); }
-
-Task<IoResult> Qcow2Channel::Zero(uint64_t, uint64_t, ZeroFlags) {
-  return Task<IoResult>(IoResult::Error(EPERM));
-}
-
-Task<IoResult> Qcow2Channel::Discard(uint64_t, uint64_t) { return Task<IoResult>(IoResult::Error(EPERM)); }
-
 Task<IoResult> Qcow2Channel::Prefetch(uint64_t offset, uint64_t length) {
   if (!Inside(offset, length)) return Task<IoResult>(IoResult::Error(EIO));
   return PrefetchRuns(offset, length);
@@ -215,8 +227,8 @@ Task<IoResult> Qcow2Channel::PrefetchRuns(uint64_t offset, uint64_t length) {
       if (!loaded.ok()) co_return loaded;
       continue;
     }
-    if (run->kind == RunKind::kData && run->host < device_.data_size_) {
-      (void)co_await data().Prefetch(run->host, std::min(run->length, device_.data_size_ - run->host));
+    if (run->kind == RunKind::kData && run->host < data_size()) {
+      (void)co_await data().Prefetch(run->host, std::min(run->length, data_size() - run->host));
     } else if (run->kind == RunKind::kUnallocated && offset < device_.backing_size_) {
       (void)co_await backing_->Prefetch(offset, std::min(run->length, device_.backing_size_ - offset));
     }

@@ -20,6 +20,7 @@
 #include "image/qcow2/compressed_clusters.h"
 #include "image/qcow2/l2_cache.h"
 #include "image/qcow2/qcow2_device.h"
+#include "image/qcow2/write_map.h"
 
 namespace berth {
 
@@ -45,10 +46,12 @@ class Qcow2Channel final : public BlockChannel {
   bool Inside(uint64_t offset, uint64_t length) const {
     return offset <= device_.size_ && length <= device_.size_ - offset;
   }
+  uint64_t data_size() const;
   BlockChannel& data() { return data_ != nullptr ? *data_ : *image_; }
 
-  // The run from `offset` on; nothing where its slice has to be loaded first.
-  std::optional<Run> Lookup(uint64_t offset, uint64_t length);
+  // The run from `offset` on; nothing where its slice has to be loaded first. What it names stays what it is
+  // while `hold`, where there is one, holds.
+  std::optional<Run> Lookup(uint64_t offset, uint64_t length, qcow2::MappingHold* hold = nullptr);
   // Makes the next Lookup() of `offset` succeed.
   Task<IoResult> LoadSlice(uint64_t offset);
   void Remember(uint64_t offset, std::shared_ptr<const qcow2::L2Slice> slice);
@@ -58,6 +61,22 @@ class Qcow2Channel final : public BlockChannel {
   Task<IoResult> ReadPieces(absl::Span<const Piece> pieces);
   Task<IoResult> ReadData(uint64_t host, absl::Span<uint8_t> out);
   Task<IoResult> ReadBacking(uint64_t offset, absl::Span<uint8_t> out);
+  static Task<IoResult> Held(Task<IoResult> reading, qcow2::MappingHold hold);
+
+  // Where the image is open for writing.
+  Task<IoResult> LoadForWriting(uint64_t file_offset);
+  Task<IoResult> WriteAll(uint64_t offset, absl::Span<const uint8_t> data, bool durable);
+  Task<IoResult> WriteRange(uint64_t offset, absl::Span<const uint8_t> data);
+  Task<IoResult> WriteClusters(const qcow2::WriteMap::Allocation& allocation, uint64_t offset,
+                               absl::Span<const uint8_t> data);
+  Task<IoResult> WriteZeroes(uint64_t offset, uint64_t length);
+  Task<IoResult> ZeroAll(uint64_t offset, uint64_t length, bool keep_space, bool durable);
+  Task<IoResult> Clear(uint64_t offset, uint64_t length, bool discard);
+  Task<IoResult> DiscardClusters(uint64_t offset, uint64_t length);
+  Task<IoResult> AfterChange(bool durable);
+  // Does what `step` needs before the map can be asked again.
+  Task<IoResult> Prepare(const qcow2::WriteMap::Step& step, uint64_t offset, bool* committed);
+
   Task<IoResult> PrefetchRuns(uint64_t offset, uint64_t length);
   Task<IoResult> FindExtents(uint64_t offset, uint64_t length, std::vector<Extent>* out);
   Task<IoResult> BackingExtents(const Run& run, uint64_t offset, std::vector<Extent>* found,

@@ -7,7 +7,9 @@
 #include "image/qcow2/format/big_endian.h"
 #include "image/qcow2/format/snapshot_table.h"
 #include "image/qcow2/metadata_reader.h"
+#include "image/qcow2/open_for_writing.h"
 #include "image/qcow2/qcow2_channel.h"
+#include "image/qcow2/writer.h"
 
 namespace berth {
 namespace {
@@ -95,8 +97,48 @@ absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files,
   }
   absl::StatusOr<std::vector<uint64_t>> l1 = LoadL1(*files.image, l1_offset, l1_entries);
   if (!l1.ok()) return l1.status();
-  return std::shared_ptr<Qcow2Device>(
-      new Qcow2Device(std::move(files), header, size, l1_offset, *std::move(l1), options));
+  std::shared_ptr<Qcow2Device> device(
+      new Qcow2Device(std::move(files), header, size, l1_offset, *l1, options));
+  if (options.writable) {
+    if (!options.snapshot.empty()) {
+      return absl::InvalidArgumentError("an internal snapshot can only be read; set read_only");
+    }
+    absl::Status status = device->PrepareWriting(header, *std::move(l1), options);
+    if (!status.ok()) return status;
+  }
+  return device;
+}
+
+absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint64_t> l1,
+                                         const Qcow2Options& options) {
+  absl::StatusOr<qcow2::WritableState> state = qcow2::PrepareForWriting(*files_.image, header, l1);
+  if (!state.ok()) return state.status();
+  const bool has_backing = files_.backing != nullptr;
+  writer_ =
+      std::make_unique<qcow2::Writer>(header, std::move(l1), *std::move(state), *files_.image, has_backing,
+                                      options.l2_cache_bytes, options.durable_writes, options.unmap);
+  traits_.read_only = false;
+  traits_.can_discard = options.unmap;
+  traits_.fast_zero = options.unmap && (header.version >= 3 || !has_backing);
+  return absl::OkStatus();
+}
+
+Qcow2Device::~Qcow2Device() {
+  if (writer_ == nullptr) return;
+  const auto commit = [this](Reactor& reactor, BlockChannel& channel) -> Task<IoResult> {
+    IoResult result = co_await writer_->committer.Commit(reactor, channel);
+    // What that one gave back, such as the place of a refcount table that moved.
+    if (result.ok()) result = co_await writer_->committer.Commit(reactor, channel);
+    // The refcounts of what was released, which a commit leaves to the next flush.
+    if (result.ok()) result = co_await channel.Flush();
+    co_return result;
+  };
+  // An error has been seen by whoever flushed; without a flush nothing was promised.
+  const absl::StatusOr<IoResult> committed = qcow2::RunOnFile(*files_.image, commit);
+  if (!committed.ok() || !committed->ok()) return;
+  // The file grew in steps.
+  const uint64_t used = std::max(image_size_, writer_->map.end_cluster() << map_.layout().cluster_bits);
+  if (files_.image->traits().resizable && files_.image->size() > used) (void)files_.image->Resize(used).ok();
 }
 
 Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, uint64_t l1_table_offset,
@@ -120,7 +162,8 @@ absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Device::OpenChannel(Reactor& 
 }
 
 absl::Status Qcow2Device::Resize(uint64_t) {
-  return absl::FailedPreconditionError("the qcow2 image is open read-only and cannot be resized");
+  return absl::FailedPreconditionError(
+      "a qcow2 image cannot be resized here; close it and use qemu-img resize");
 }
 
 }  // namespace berth

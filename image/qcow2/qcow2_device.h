@@ -1,4 +1,4 @@
-// Qcow2Device: a qcow2 image, read-only for now. docs/qcow2.md says how it works.
+// Qcow2Device: a qcow2 image. docs/qcow2.md says how it works, and in which order its changes reach the disk.
 //
 // It holds the devices of its files (image/opener opens them): the image itself, the external data file where
 // there is one, and the backing image, whose own chain is behind it. What it needs of them is BlockDevice
@@ -7,6 +7,9 @@
 // Broken metadata that is found while reading (an entry with reserved bits, a table inside another, a cluster
 // behind the end of the file, compressed data that is none) is EIO for the requests that meet it; what can be
 // checked at open is refused there, by name.
+//
+// A flush is a commit. After one that failed, changes and flushes fail with EIO until the image is opened
+// again.
 //
 // Thread: as BlockDevice. Lifetime: as BlockDevice.
 #ifndef BERTH_IMAGE_QCOW2_QCOW2_DEVICE_H_
@@ -37,19 +40,32 @@ struct Qcow2Options {
   std::string snapshot = {};
   // Memory for L2 tables: the default serves 256 GiB of a disk with the usual cluster size.
   uint64_t l2_cache_bytes = uint64_t{32} << 20;
+  bool writable = false;
+  // Of a writable image: every change is on stable storage when it completes.
+  bool durable_writes = false;
+  // Of a writable image: discards and zeroes free clusters.
+  bool unmap = true;
 };
 
 // Reads the header of the image in `image`, whatever its size. Errors as qcow2::DecodeHeader(). Blocks; not
 // on a reactor's thread.
 absl::StatusOr<qcow2::Header> ReadQcow2Header(BlockDevice& image);
 
+namespace qcow2 {
+struct Writer;
+}
+
 class Qcow2Device final : public BlockDevice {
  public:
   // `header` is what ReadQcow2Header() said. INVALID_ARGUMENT names the field that is broken, NOT_FOUND the
-  // snapshot that is not there, UNIMPLEMENTED what this version cannot do (encryption). Blocks; not on a
+  // snapshot that is not there, UNIMPLEMENTED what this version cannot do (encryption, and writing some
+  // kinds), FAILED_PRECONDITION an image that has to be repaired before it is written. Blocks; not on a
   // reactor's thread.
   static absl::StatusOr<std::shared_ptr<Qcow2Device>> Open(Qcow2Files files, const qcow2::Header& header,
                                                            const Qcow2Options& options);
+
+  // Commits what is left of a writable image. Not on a reactor's thread.
+  ~Qcow2Device() override;
 
   const BlockTraits& traits() const override { return traits_; }
   uint64_t size() const override { return size_; }
@@ -61,16 +77,20 @@ class Qcow2Device final : public BlockDevice {
 
   Qcow2Device(Qcow2Files files, const qcow2::Header& header, uint64_t size, uint64_t l1_table_offset,
               std::vector<uint64_t> l1, const Qcow2Options& options);
+  absl::Status PrepareWriting(const qcow2::Header& header, std::vector<uint64_t> l1,
+                              const Qcow2Options& options);
 
   const Qcow2Files files_;
   const qcow2::CompressionType compression_type_;
   const uint64_t size_;
-  const uint64_t image_size_;  // Bytes of the files, which nobody changes while they are open.
+  // Bytes of the files when they were opened. While the image is open for writing, its file grows.
+  const uint64_t image_size_;
   const uint64_t data_size_;
   const uint64_t backing_size_;  // 0 where there is none.
   BlockTraits traits_;
   const qcow2::ClusterMap map_;
   qcow2::L2Cache l2_cache_;
+  std::unique_ptr<qcow2::Writer> writer_;  // Null where the image is open for reading.
 };
 
 }  // namespace berth

@@ -1,4 +1,6 @@
-// The suite that every device has to pass, over qcow2 images that qemu-img made in many ways.
+// The suite that every device has to pass, over qcow2 images that qemu-img made in many ways, for reading and
+// for writing. What was written is checked by qemu-img when the device is closed.
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +24,14 @@ struct Variant {
 
 // The directory lives as long as the device on its files, which goes first.
 struct Fixture {
+  ~Fixture() {
+    if (device == nullptr || device->traits().read_only) return;
+    device.reset();
+    const ProgramResult check =
+        RunProgram({"qemu-img", "check", "-f", "qcow2", directory.Path("image.qcow2")});
+    EXPECT_EQ(check.exit_code, 0) << check.output << check.errors;
+  }
+
   TemporaryDirectory directory;
   std::shared_ptr<BlockDevice> device;
 };
@@ -56,6 +66,82 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> Make(uint64_t size, const Variant& 
   return std::shared_ptr<BlockDevice>(fixture, fixture->device.get());
 }
 
+// An image that reads as zeroes and may be written.
+struct WritableVariant {
+  const char* name;
+  std::string options;
+  bool backing = false;
+  // What qemu-io does first: "data" or "compressed" zeroes everywhere.
+  std::string begins_with = {};
+  bool snapshot = false;
+  CacheMode cache = CacheMode::kWriteback;
+  DiscardMode discard = DiscardMode::kUnmap;
+};
+
+absl::Status WriteZeroes(const std::string& image, uint64_t size, bool compressed) {
+  constexpr uint64_t kCluster = 65'536;
+  std::vector<std::string> arguments = {"qemu-io", "-f", "qcow2", "-t", "unsafe"};
+  for (uint64_t at = 0; at < size; at += kCluster) {
+    arguments.insert(arguments.end(), {"-c", absl::StrCat("write -P 0 ", compressed ? "-c " : "", at, " ",
+                                                          std::min(kCluster, size - at))});
+  }
+  arguments.push_back(image);
+  return Run(arguments);
+}
+
+absl::StatusOr<std::shared_ptr<BlockDevice>> MakeWritable(uint64_t size, const WritableVariant& variant) {
+  auto fixture = std::make_shared<Fixture>();
+  const std::string image = fixture->directory.Path("image.qcow2");
+  std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", variant.options};
+  absl::Status status;
+  if (variant.backing) {
+    const std::string base = fixture->directory.Path("base.raw");
+    status = Run({"qemu-img", "create", "-q", "-f", "raw", base, std::to_string(size)});
+    create.insert(create.end(), {"-F", "raw", "-b", base});
+  }
+  create.insert(create.end(), {image, std::to_string(size)});
+  if (status.ok()) status = Run(create);
+  if (status.ok() && !variant.begins_with.empty()) {
+    status = WriteZeroes(image, size, variant.begins_with == "compressed");
+  }
+  if (status.ok() && variant.snapshot) status = Run({"qemu-img", "snapshot", "-c", "s", image});
+  if (!status.ok()) return status;
+  auto device = OpenImage(
+      {.format = ImageFormat::kQcow2, .path = image, .cache = variant.cache, .discard = variant.discard},
+      ImageRoots::Anywhere());
+  if (!device.ok()) return device.status();
+  fixture->device = *std::move(device);
+  return std::shared_ptr<BlockDevice>(fixture, fixture->device.get());
+}
+
+std::vector<ConformanceCase> WritableCases() {
+  std::vector<ConformanceCase> cases;
+  for (const WritableVariant& variant : std::vector<WritableVariant>{
+           {.name = "Default", .options = "compat=1.1"},
+           {.name = "Version2", .options = "compat=0.10"},
+           {.name = "Version2Overlay", .options = "compat=0.10", .backing = true},
+           {.name = "Overlay", .options = "cluster_size=16k", .backing = true},
+           {.name = "SmallestClusters", .options = "cluster_size=512"},
+           // The refcount table has to grow.
+           {.name = "WidestRefcounts", .options = "cluster_size=512,refcount_bits=64"},
+           {.name = "NarrowestRefcounts", .options = "cluster_size=4k,refcount_bits=1"},
+           {.name = "LargestClusters", .options = "cluster_size=2M"},
+           {.name = "LazyRefcounts", .options = "lazy_refcounts=on"},
+           {.name = "Preallocated", .options = "preallocation=metadata"},
+           {.name = "OverCompressed", .options = "compat=1.1", .begins_with = "compressed"},
+           {.name = "BesideASnapshot", .options = "compat=1.1", .begins_with = "data", .snapshot = true},
+           {.name = "Direct", .options = "cluster_size=4k", .cache = CacheMode::kNone},
+           {.name = "Writethrough", .options = "compat=1.1", .cache = CacheMode::kWritethrough},
+           {.name = "NoDiscard", .options = "compat=1.1", .discard = DiscardMode::kIgnore},
+       }) {
+    ConformanceCase one;
+    one.name = variant.name;
+    one.make = [variant](uint64_t size) { return MakeWritable(size, variant); };
+    cases.push_back(one);
+  }
+  return cases;
+}
+
 std::vector<ConformanceCase> Cases() {
   std::vector<ConformanceCase> cases;
   for (const Variant& variant : std::vector<Variant>{
@@ -78,6 +164,9 @@ std::vector<ConformanceCase> Cases() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Qcow2, BlockDeviceConformance, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(WritableQcow2, BlockDeviceConformance, ::testing::ValuesIn(WritableCases()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -1,0 +1,299 @@
+// Writing qcow2 images: qemu-img check finds nothing after it, qemu reads what was written, and a power cut
+// at any moment leaves an image without corruption that has everything that was flushed.
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "image/io/reactor_pool.h"
+#include "image/memory/memory_device.h"
+#include "image/qcow2/qcow2_device.h"
+#include "image/raw/raw_device.h"
+#include "tests/conformance/blocking_channel.h"
+#include "tests/conformance/reference_model.h"
+#include "tests/fakes/faulty_device.h"
+#include "tests/fakes/power_cut_device.h"
+#include "tests/interop/program.h"
+#include "tests/interop/temporary_directory.h"
+
+namespace berth::testing {
+namespace {
+
+constexpr uint64_t kSize = 256 * 1024 + 1536;
+constexpr uint64_t kSector = 512;
+
+class Qcow2WriteTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto pool = ReactorPool::Create(1);
+    ASSERT_TRUE(pool.ok()) << pool.status();
+    pool_ = *std::move(pool);
+  }
+
+  std::string Path(const std::string& name) const { return directory_.Path(name); }
+
+  static std::string Run(const std::vector<std::string>& arguments) {
+    const ProgramResult result = RunProgram(arguments);
+    EXPECT_EQ(result.exit_code, 0) << arguments[0] << " " << arguments[1] << ": " << result.errors
+                                   << result.output;
+    return result.output;
+  }
+
+  std::vector<uint8_t> NewImage(const std::string& options) {
+    Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, Path("new"), std::to_string(kSize)});
+    const std::string bytes = ReadFile(Path("new"));
+    return {bytes.begin(), bytes.end()};
+  }
+
+  std::shared_ptr<BlockDevice> Disk(const std::vector<uint8_t>& content) {
+    std::shared_ptr<BlockDevice> disk = *MemoryDevice::Create(content.size());
+    EXPECT_TRUE(BlockingChannel(*disk, pool_->at(0)).Write(0, content).ok());
+    return disk;
+  }
+
+  static absl::StatusOr<std::shared_ptr<Qcow2Device>> Open(std::shared_ptr<BlockDevice> disk, bool writable) {
+    const auto header = ReadQcow2Header(*disk);
+    if (!header.ok()) return header.status();
+    Qcow2Options options;
+    options.writable = writable;
+    return Qcow2Device::Open({std::move(disk), nullptr, nullptr}, *header, options);
+  }
+
+  TemporaryDirectory directory_;
+  std::unique_ptr<ReactorPool> pool_;
+};
+
+// What each sector may contain after a cut: one of these versions, or anything.
+struct Sector {
+  std::vector<std::vector<uint8_t>> versions;
+  bool anything = false;
+  bool discarded_last = false;
+};
+
+struct Acknowledged {
+  size_t moment;
+  std::vector<Sector> sectors;
+};
+
+TEST_F(Qcow2WriteTest, APowerCutAtAnyMomentCorruptsNothing) {
+  const char* chosen = getenv("BERTH_CONFORMANCE_SEED");
+  const uint64_t seed = chosen == nullptr ? 1 : strtoull(chosen, nullptr, 10);
+  for (const std::string options :
+       {"cluster_size=512", "cluster_size=4k,refcount_bits=1", "compat=0.10,cluster_size=1k"}) {
+    SCOPED_TRACE(absl::StrCat(options, ", BERTH_CONFORMANCE_SEED=", seed));
+    const std::vector<uint8_t> initial = NewImage(options);
+    auto cut = std::make_shared<PowerCutDevice>(Disk(initial), initial);
+    std::mt19937_64 random(seed);
+    const size_t sectors = kSize / kSector;
+    std::vector<Sector> now(sectors, Sector{{std::vector<uint8_t>(kSector)}, false});
+    // The state at each flush that succeeded, and the moment from which on it counts; then what came after.
+    std::vector<Acknowledged> flushed = {{0, now}};
+    std::vector<std::pair<size_t, std::vector<Sector>>> history;
+    {
+      auto device = Open(cut, true);
+      ASSERT_TRUE(device.ok()) << device.status();
+      BlockingChannel channel(**device, pool_->at(0));
+      for (int step = 0; step < 120; ++step) {
+        const uint64_t count = 1 + random() % 24;
+        const uint64_t first = random() % (sectors - count);
+        const uint64_t choice = random() % 10;
+        if (choice < 6) {
+          const std::vector<uint8_t> data = PatternBytes(first * kSector, count * kSector, step + 1);
+          for (uint64_t i = 0; i < count; ++i) {
+            const auto begin = data.begin() + static_cast<ptrdiff_t>(i * kSector);
+            now[first + i].versions.emplace_back(begin, begin + kSector);
+            now[first + i].discarded_last = false;
+          }
+          history.emplace_back(cut->moments(), now);
+          ASSERT_TRUE(channel.Write(first * kSector, data).ok());
+        } else if (choice < 8) {
+          for (uint64_t i = 0; i < count; ++i) {
+            now[first + i].versions.emplace_back(kSector);
+            now[first + i].discarded_last = false;
+          }
+          history.emplace_back(cut->moments(), now);
+          ASSERT_TRUE(channel.Zero(first * kSector, count * kSector).ok());
+        } else if (choice == 8) {
+          for (uint64_t i = 0; i < count; ++i) now[first + i].anything = now[first + i].discarded_last = true;
+          history.emplace_back(cut->moments(), now);
+          ASSERT_TRUE(channel.Discard(first * kSector, count * kSector).ok());
+        } else {
+          ASSERT_TRUE(channel.Flush().ok());
+          for (Sector& sector : now) {
+            if (sector.discarded_last) continue;
+            sector.anything = false;
+            sector.versions.erase(sector.versions.begin(), sector.versions.end() - 1);
+          }
+          flushed.push_back({cut->moments(), now});
+        }
+      }
+    }
+    const size_t moments = cut->moments();
+    for (int trial = 0; trial < 80; ++trial) {
+      const size_t moment = trial == 0 ? moments : random() % (moments + 1);
+      SCOPED_TRACE(absl::StrCat("cut at ", moment, " of ", moments));
+      const std::vector<uint8_t> disk = cut->DiskAfterCut(moment, random);
+      WriteFile(Path("cut"), std::string(disk.begin(), disk.end()));
+      // 3 are leaks, which a cut may leave.
+      const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("cut")});
+      ASSERT_TRUE(check.exit_code == 0 || (check.exit_code == 3 && trial != 0))
+          << check.output << check.errors;
+      // The latest state that may be there is the one of the last change before the cut.
+      const std::vector<Sector>* expected = nullptr;
+      for (const Acknowledged& one : flushed) {
+        if (one.moment <= moment) expected = &one.sectors;
+      }
+      size_t last_flush = 0;
+      for (const Acknowledged& one : flushed) {
+        if (one.moment <= moment) last_flush = one.moment;
+      }
+      for (const auto& [at, state] : history) {
+        if (at >= last_flush && at <= moment) expected = &state;
+      }
+      auto device = Open(Disk(disk), false);
+      ASSERT_TRUE(device.ok()) << device.status();
+      const std::vector<uint8_t> content = BlockingChannel(**device, pool_->at(0)).Read(0, kSize);
+      for (size_t i = 0; i < sectors; ++i) {
+        const Sector& sector = (*expected)[i];
+        if (sector.anything) continue;
+        const auto begin = content.begin() + static_cast<ptrdiff_t>(i * kSector);
+        const std::vector<uint8_t> found(begin, begin + kSector);
+        ASSERT_TRUE(std::find(sector.versions.begin(), sector.versions.end(), found) != sector.versions.end())
+            << "sector " << i << " has " << int{found[0]} << ", none of " << sector.versions.size();
+      }
+    }
+  }
+}
+
+// A disk that fails once, at every write in turn: the image has no corruption, and either the error was told
+// or nothing was lost.
+TEST_F(Qcow2WriteTest, AnErrorOfTheDiskCorruptsNothing) {
+  const std::vector<uint8_t> initial = NewImage("cluster_size=512,refcount_bits=64");
+  for (const FaultyDevice::Operation operation : {FaultyDevice::kWrite, FaultyDevice::kFlush}) {
+    for (uint64_t after = 0; after < 60; after += 3) {
+      SCOPED_TRACE(absl::StrCat(operation == FaultyDevice::kWrite ? "write " : "flush ", after));
+      const std::shared_ptr<BlockDevice> disk = Disk(initial);
+      auto faulty = std::make_shared<FaultyDevice>(disk);
+      bool told = false;
+      std::vector<uint8_t> expected(kSize);
+      {
+        auto device = Open(faulty, true);
+        ASSERT_TRUE(device.ok()) << device.status();
+        faulty->Fail(operation, ENOSPC, 1, operation == FaultyDevice::kFlush ? after / 6 : after);
+        BlockingChannel channel(**device, pool_->at(0));
+        for (uint64_t i = 0; i < 12; ++i) {
+          const std::vector<uint8_t> data = PatternBytes(i * 9000, 7000, i + 1);
+          if (channel.Write(i * 9000, data).ok()) {
+            std::copy(data.begin(), data.end(), expected.begin() + static_cast<ptrdiff_t>(i * 9000));
+          } else {
+            told = true;
+          }
+          if (i % 3 == 2 && !channel.Flush().ok()) told = true;
+        }
+        if (!channel.Flush().ok()) told = true;
+      }
+      std::vector<uint8_t> bytes = BlockingChannel(*disk, pool_->at(0)).Read(0, disk->size());
+      WriteFile(Path("failed"), std::string(bytes.begin(), bytes.end()));
+      const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("failed")});
+      ASSERT_TRUE(check.exit_code == 0 || (check.exit_code == 3 && told)) << check.output << check.errors;
+      if (told) continue;
+      auto device = Open(disk, false);
+      ASSERT_TRUE(device.ok()) << device.status();
+      ASSERT_TRUE(BlockingChannel(**device, pool_->at(0)).Read(0, kSize) == expected);
+    }
+  }
+}
+
+// qemu and we take turns at changing one image.
+TEST_F(Qcow2WriteTest, WeAndQemuChangeOneImageInTurn) {
+  for (const std::string options : {"cluster_size=64k", "cluster_size=512,refcount_bits=8",
+                                    "compat=0.10,cluster_size=4k", "cluster_size=4k"}) {
+    SCOPED_TRACE(options);
+    NewImage(options);
+    std::mt19937_64 random(5);
+    ReferenceModel model(kSize);
+    for (int turn = 0; turn < 8; ++turn) {
+      std::vector<std::string> qemu = {"qemu-io", "-f", "qcow2", "-t", "unsafe"};
+      for (int i = 0; i < 10; ++i) {
+        const uint64_t length = kSector * (1 + random() % 40);
+        const uint64_t offset = random() % ((kSize - length) / kSector) * kSector;
+        const auto byte = static_cast<uint8_t>(1 + random() % 255);
+        const bool zero = random() % 4 == 0;
+        qemu.insert(qemu.end(),
+                    {"-c", zero ? absl::StrCat("write -z -u ", offset, " ", length)
+                                : absl::StrCat("write -P ", int{byte}, " ", offset, " ", length)});
+        model.Write(offset, std::vector<uint8_t>(length, zero ? 0 : byte));
+      }
+      qemu.push_back(Path("new"));
+      Run(qemu);
+      if (turn == 3) Run({"qemu-img", "snapshot", "-c", "s", Path("new")});
+      if (turn == 6) Run({"qemu-img", "snapshot", "-d", "s", Path("new")});
+      {
+        auto file = RawDevice::Open(Path("new"), {});
+        ASSERT_TRUE(file.ok()) << file.status();
+        auto device = Open(*std::move(file), true);
+        ASSERT_TRUE(device.ok()) << device.status();
+        BlockingChannel channel(**device, pool_->at(0));
+        ASSERT_TRUE(model.Agrees(0, channel.Read(0, kSize)));
+        for (int i = 0; i < 20; ++i) {
+          const uint64_t length = 1 + random() % 20'000;
+          const uint64_t offset = random() % (kSize - length);
+          if (random() % 4 == 0) {
+            ASSERT_TRUE(channel.Zero(offset, length).ok());
+            model.Zero(offset, length);
+          } else {
+            const std::vector<uint8_t> data = PatternBytes(offset, length, random());
+            ASSERT_TRUE(channel.Write(offset, data).ok());
+            model.Write(offset, data);
+          }
+        }
+      }
+      const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("new")});
+      ASSERT_EQ(check.exit_code, 0) << check.output << check.errors;
+      Run({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", Path("new"), Path("raw")});
+      const std::string raw = ReadFile(Path("raw"));
+      ASSERT_TRUE(
+          model.Agrees(0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(raw.data()), raw.size())));
+    }
+  }
+}
+
+// What is discarded goes back to the file system, is used again, and the file ends where its clusters do.
+TEST_F(Qcow2WriteTest, FreedClustersGiveTheirSpaceBack) {
+  NewImage("cluster_size=64k");
+  const uint64_t empty = std::filesystem::file_size(Path("new"));
+  const std::vector<uint8_t> data = PatternBytes(0, kSize, 3);
+  for (int round = 0; round < 3; ++round) {
+    auto file = RawDevice::Open(Path("new"), {});
+    ASSERT_TRUE(file.ok()) << file.status();
+    auto device = Open(*std::move(file), true);
+    ASSERT_TRUE(device.ok()) << device.status();
+    BlockingChannel channel(**device, pool_->at(0));
+    ASSERT_TRUE(channel.Write(0, data).ok());
+    ASSERT_TRUE(channel.Flush().ok());
+    ASSERT_TRUE(channel.Discard(0, kSize).ok());
+    ASSERT_TRUE(channel.Flush().ok());
+  }
+  // The data's clusters, an L2 table, and what the empty image has.
+  EXPECT_LE(std::filesystem::file_size(Path("new")), empty + 7 * 65'536);
+  struct stat info = {};
+  ASSERT_EQ(stat(Path("new").c_str(), &info), 0);
+  // All but the metadata: header, L1 and L2 table, refcount table and block.
+  EXPECT_LE(static_cast<uint64_t>(info.st_blocks) * 512, 5 * 65'536 + 8192u);
+  EXPECT_EQ(RunProgram({"qemu-img", "check", "-f", "qcow2", Path("new")}).exit_code, 0);
+}
+
+}  // namespace
+}  // namespace berth::testing
