@@ -14,6 +14,7 @@
 #include "control/status_details.h"
 #include "control/utf8.h"
 #include "nbd/capabilities.h"
+#include "nbd/wire.h"
 
 namespace berth::control {
 namespace {
@@ -117,7 +118,9 @@ absl::Status Attachment::Attach(std::shared_ptr<const nbd::Export> served) {
 absl::Status Attachment::FillRecord() {
   const AttachmentOptions& options = environment_.options;
   const v1::AttachmentSpec& spec = record_.spec();
-  const uint64_t flags = nbd::TransmissionFlags(*served_, nbd::ReplyStyle::kSimple);
+  // The kernel never resizes, and a client's permission may change while the device lives.
+  const uint64_t flags =
+      nbd::TransmissionFlags(*served_, nbd::ReplyStyle::kSimple) & ~uint64_t{nbd::kFlagSendResize};
   uint32_t connections = spec.connections() != 0 ? spec.connections() : options.connections;
   if ((flags & NBD_FLAG_CAN_MULTI_CONN) == 0 && connections > 1) {
     if (spec.connections() > 1) {

@@ -15,11 +15,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "control/berthd_process.h"
+#include "tests/hostile/byte_client.h"
 
 namespace berth::control {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 constexpr uint64_t kSize = 8 << 20;
 
@@ -60,6 +62,55 @@ TEST(BerthdTest, TheEmptyNameIsNoExport) {
   const ProcessResult info = RunProcess({"/usr/bin/nbdinfo", "--size", berthd.Uri("")});
   EXPECT_NE(info.exit_code, 0) << info.output;
   EXPECT_EQ(RunProcess({"/usr/bin/nbdinfo", "--size", berthd.Uri("disk")}).exit_code, 0);
+}
+
+TEST(BerthdTest, ClientsKeepToBlockSizesAndResizeWhereTheyMay) {
+  BerthdProcess berthd;
+  ASSERT_TRUE(berthd.Start());
+  CreateDisk(berthd);
+  const auto stub = v1::ExportService::NewStub(berthd.channel());
+  v1::UpdateExportRequest update;
+  update.set_name("disk");
+  update.mutable_update_mask()->add_paths("block_sizes");
+  update.mutable_block_sizes()->set_minimum_bytes(4096);
+  update.mutable_block_sizes()->set_preferred_bytes(65536);
+  update.mutable_block_sizes()->set_must_be_asked_for(true);
+  update.mutable_update_mask()->add_paths("client_resize");
+  update.set_client_resize(true);
+  const auto change = [&] {
+    grpc::ClientContext context;
+    v1::Export changed;
+    return stub->UpdateExport(&context, update, &changed);
+  };
+  grpc::Status status = change();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  const ProcessResult info = RunProcess({"/usr/bin/nbdinfo", "--no-content", berthd.Uri("disk")});
+  EXPECT_EQ(info.exit_code, 0) << info.output;
+  EXPECT_THAT(info.output, HasSubstr("block_size_minimum: 4096"));
+  EXPECT_THAT(info.output, HasSubstr("block_size_preferred: 65536"));
+  // One that does not ask.
+  testing::ByteClient ignorant(berthd.directory() + "/nbd.sock");
+  ASSERT_TRUE(ignorant.Greet());
+  const std::string name = "disk";
+  EXPECT_EQ(ignorant.Ask(testing::kOptGo, testing::U32(4) + name + testing::U16(0)).type, 0x80000008u);
+
+  update.mutable_block_sizes()->clear_must_be_asked_for();
+  update.mutable_block_sizes()->clear_minimum_bytes();
+  ASSERT_TRUE(change().ok());
+  testing::ByteClient client(berthd.directory() + "/nbd.sock");
+  ASSERT_TRUE(client.Enter());
+  ASSERT_TRUE(client.Send(testing::Request(8, 2 * kSize, 0)));
+  EXPECT_EQ(client.Receive(16), testing::U32(0x67446698) + testing::U32(0) + testing::U64(1));
+  EXPECT_EQ(RunProcess({"/usr/bin/nbdinfo", "--size", berthd.Uri("disk")}).output,
+            absl::StrCat(2 * kSize, "\n"));
+  struct stat file;
+  ASSERT_EQ(stat((berthd.directory() + "/disk.raw").c_str(), &file), 0);
+  EXPECT_EQ(static_cast<uint64_t>(file.st_size), 2 * kSize);
+  // Not any more, though it is connected still.
+  update.set_client_resize(false);
+  ASSERT_TRUE(change().ok());
+  ASSERT_TRUE(client.Send(testing::Request(8, kSize, 0)));
+  EXPECT_EQ(client.Receive(16), testing::U32(0x67446698) + testing::U32(EPERM) + testing::U64(1));
 }
 
 TEST(BerthdTest, AKilledServerStartsAgain) {
@@ -127,7 +178,7 @@ TEST(BerthdTest, HelpAndVersion) {
   }
   const ProcessResult version = RunProcess({BerthdPath(), "--version"});
   EXPECT_EQ(version.exit_code, 0);
-  EXPECT_THAT(version.output, testing::StartsWith("berthd "));
+  EXPECT_THAT(version.output, StartsWith("berthd "));
 }
 
 struct BadFlag {

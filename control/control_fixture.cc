@@ -41,9 +41,15 @@ void ControlFixture::Start() {
   ASSERT_TRUE(store.ok()) << store.status();
   store_ = *std::move(store);
   events_ = std::make_unique<EventHub>(1000, "server");
+  ExportRegistryOptions options = export_options_;
+  if (options.resize_devices == nullptr) {
+    options.resize_devices = [this](const std::string& name, uint64_t size) {
+      return attachments().ResizeDevices(name, size, Soon());
+    };
+  }
   auto roots = ImageRoots::Within({directory_});
   ASSERT_TRUE(roots.ok()) << roots.status();
-  exports_ = std::make_unique<ExportRegistry>(export_options_, *roots, store_.get(), events_.get());
+  exports_ = std::make_unique<ExportRegistry>(options, *roots, store_.get(), events_.get());
   AttachmentEnvironment environment;
   environment.options = attachment_options_;
   environment.store = store_.get();
@@ -107,9 +113,7 @@ absl::StatusOr<v1::Export> ControlFixture::Resize(const std::string& name, uint6
   request.mutable_update_mask()->add_paths("size_bytes");
   request.set_size_bytes(size);
   request.set_allow_shrink(allow_shrink);
-  return exports().Update(request, Soon(), [this, &name](uint64_t bytes) {
-    return attachments().ResizeDevices(name, bytes, Soon());
-  });
+  return exports().Update(request, Soon());
 }
 
 uint32_t ControlFixture::IndexOf(const v1::Attachment& attachment) {

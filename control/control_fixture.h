@@ -69,7 +69,7 @@ class ControlFixture : public testing::Test {
   // A machine started anew, with so many devices. Before Start().
   void ReplaceKernel(uint32_t devices) { kernel_ = std::make_unique<FakeNbdKernel>(devices); }
 
-  // Changed before Start().
+  // Changed before Start(). Resizes reach the devices of attachments() unless a test wants otherwise.
   ExportRegistryOptions export_options_;
   AttachmentOptions attachment_options_;
   size_t max_attachments_ = 64;

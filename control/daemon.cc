@@ -118,6 +118,10 @@ absl::Status RunningDaemon::OpenState() {
   ExportRegistryOptions exports;
   exports.max_exports = config_.max_exports;
   exports.operation_timeout = config_.operation_timeout;
+  // Attachments are there before the first client is.
+  exports.resize_devices = [this](const std::string& name, uint64_t size) {
+    return attachments_->ResizeDevices(name, size, absl::Now() + config_.operation_timeout);
+  };
   exports_ = std::make_shared<ExportRegistry>(exports, roots_, store_.get(), events_.get());
 
   AttachmentEnvironment attachments;

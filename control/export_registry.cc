@@ -6,7 +6,8 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "control/image_error.h"
+#include "control/export_block_sizes.h"
+#include "control/export_resize.h"
 #include "control/log.h"
 #include "control/protobuf_time.h"
 #include "control/request_watch.h"
@@ -76,6 +77,10 @@ std::shared_ptr<const nbd::Export> ExportRegistry::Serve(const Entry& entry, boo
   const auto& rules = entry.spec.allowed_clients();
   absl::StatusOr<nbd::AccessRules> allowed = nbd::AccessRules::Parse({rules.begin(), rules.end()});
   served->allowed_clients = allowed.ok() ? *std::move(allowed) : *nbd::AccessRules::Parse({"!*"});
+  served->block_sizes = ToBlockSizes(entry.spec.block_sizes());
+  if (entry.spec.client_resize()) {
+    served->resize = [this, name = entry.name](uint64_t size) { return ResizeForClient(name, size); };
+  }
   std::shared_ptr<References> references = entry.references;
   {
     MutexLock lock(&references->mutex);
@@ -145,7 +150,13 @@ absl::Status ExportRegistry::Restore() {
     if (status.ok()) {
       entry->spec = object.record->spec();
       entry->create_time = object.record->create_time();
-      status = Open(*entry);
+      // Sessions rely on them, and the file may have been edited.
+      status = CheckBlockSizes("spec.block_sizes", entry->spec.block_sizes());
+      if (status.ok()) {
+        status = Open(*entry);
+      } else {
+        entry->error = status;
+      }
     } else {
       entry->readable = false;
       entry->error = status;
@@ -198,7 +209,11 @@ absl::StatusOr<v1::Export> ExportRegistry::Create(const std::string& name, const
 
 absl::StatusOr<v1::Export> ExportRegistry::AnswerRepeated(Entry& entry, const v1::ExportSpec& spec) {
   if (!entry.readable) return Unreadable(entry.name, entry.error);
-  if (const std::string difference = SpecDifference(entry.spec, spec); !difference.empty()) {
+  v1::ExportSpec existing = entry.spec;
+  v1::ExportSpec requested = spec;
+  LeaveOutDefaults(existing.mutable_block_sizes());
+  LeaveOutDefaults(requested.mutable_block_sizes());
+  if (const std::string difference = SpecDifference(existing, requested); !difference.empty()) {
     return ExistingResource("export", entry.name,
                             absl::StrCat("export ", Quoted(entry.name),
                                          " exists with another spec (existing -> requested): ", difference));
@@ -211,82 +226,86 @@ absl::StatusOr<v1::Export> ExportRegistry::AnswerRepeated(Entry& entry, const v1
   return Describe(entry);
 }
 
-absl::StatusOr<v1::Export> ExportRegistry::Update(
-    const v1::UpdateExportRequest& request, absl::Time deadline,
-    absl::FunctionRef<absl::Status(uint64_t size)> resize_devices) {
-  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(request.name(), deadline);
-  if (!turn.ok()) return turn.status();
-  const std::shared_ptr<Entry> entry = FindEntry(request.name());
-  if (entry == nullptr) return MissingResource("export", request.name());
+absl::StatusOr<std::shared_ptr<ExportRegistry::Entry>> ExportRegistry::FindUsable(
+    const std::string& name) const {
+  std::shared_ptr<Entry> entry = FindEntry(name);
+  if (entry == nullptr) return MissingResource("export", name);
   if (!entry->readable) return Unreadable(entry->name, entry->error);
   if (!entry->error.ok()) return FailedCondition("EXPORT_FAILED", entry->name, entry->error.message());
+  return entry;
+}
 
-  v1::ExportSpec spec = entry->spec;
+absl::StatusOr<v1::Export> ExportRegistry::Update(const v1::UpdateExportRequest& request,
+                                                  absl::Time deadline) {
+  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(request.name(), deadline);
+  if (!turn.ok()) return turn.status();
+  const absl::StatusOr<std::shared_ptr<Entry>> entry = FindUsable(request.name());
+  if (!entry.ok()) return entry.status();
+  return Apply(**entry, request);
+}
+
+absl::Status ExportRegistry::ResizeForClient(const std::string& name, uint64_t size) {
+  if (absl::Status status = CheckSize("size_bytes", size); !status.ok()) return status;
+  // Delete() has the turn while it waits for its clients, this one included; so it must not wait as long.
+  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(name, absl::Now() + options_.operation_timeout / 4);
+  if (!turn.ok()) return turn.status();
+  const absl::StatusOr<std::shared_ptr<Entry>> entry = FindUsable(name);
+  if (!entry.ok()) return entry.status();
+  // It may have been turned off since this client connected.
+  if (!(*entry)->spec.client_resize()) {
+    return FailedCondition("NOT_RESIZABLE", name,
+                           absl::StrCat("export ", Quoted(name), " does not let clients resize it"));
+  }
+  v1::UpdateExportRequest request;
+  request.set_name(name);
+  request.mutable_update_mask()->add_paths("size_bytes");
+  request.set_size_bytes(size);
+  request.set_allow_shrink(true);
+  return Apply(**entry, request).status();
+}
+
+absl::StatusOr<v1::Export> ExportRegistry::Apply(Entry& entry, const v1::UpdateExportRequest& request) {
+  v1::ExportSpec spec = entry.spec;
+  bool resize = false;
   for (const std::string& path : request.update_mask().paths()) {
     if (path == "description") spec.set_description(request.description());
     if (path == "rate_limit") *spec.mutable_rate_limit() = request.rate_limit();
     if (path == "require_tls") spec.set_require_tls(request.require_tls());
     if (path == "allowed_clients") *spec.mutable_allowed_clients() = request.allowed_clients();
-    if (path == "size_bytes") {
-      if (absl::Status status = Resize(*entry, request, resize_devices); !status.ok()) return status;
-      // A file knows its size itself.
-      if (spec.image().size_bytes() != 0) {
-        spec.mutable_image()->set_size_bytes(spec.offset_bytes() + request.size_bytes());
-      }
-    }
+    if (path == "block_sizes") *spec.mutable_block_sizes() = request.block_sizes();
+    if (path == "client_resize") spec.set_client_resize(request.client_resize());
+    if (path == "size_bytes") resize = true;
   }
-  state::v1::ExportRecord record = RecordOf(*entry);
+  if (absl::Status status = CheckClientResize("client_resize", spec); !status.ok()) return status;
+  // After all checks, as it is the one that cannot be taken back.
+  if (resize) {
+    const uint64_t size = request.size_bytes();
+    const auto resize_devices = [this, &entry](uint64_t bytes) {
+      return options_.resize_devices(entry.name, bytes);
+    };
+    absl::Status status = ResizeExport(entry.name, entry.spec.image().path(), size, request.allow_shrink(),
+                                       *entry.image.device, resize_devices);
+    if (!status.ok()) return status;
+    // A file knows its size itself.
+    if (spec.image().size_bytes() != 0) spec.mutable_image()->set_size_bytes(spec.offset_bytes() + size);
+  }
+  state::v1::ExportRecord record = RecordOf(entry);
   *record.mutable_spec() = spec;
   if (absl::Status status = store_->Put(std::move(record)); !status.ok()) {
     return WithReason(std::move(status), "STATE_NOT_WRITTEN");
   }
-  entry->image.rate_limit->SetLimits(ToRateLimits(spec.rate_limit()));
+  entry.image.rate_limit->SetLimits(ToRateLimits(spec.rate_limit()));
   // Dropped without the lock: it may be the last but one reference, and is no reason to keep readers waiting.
   std::shared_ptr<const nbd::Export> before;
   v1::Export described;
   {
     MutexLock lock(&mutex_);
-    entry->spec = std::move(spec);
-    before = std::exchange(entry->served, Serve(*entry, false));
-    described = Describe(*entry);
+    entry.spec = std::move(spec);
+    before = std::exchange(entry.served, Serve(entry, false));
+    described = Describe(entry);
   }
-  Publish(v1::EVENT_TYPE_EXPORT_UPDATED, entry->name);
+  Publish(v1::EVENT_TYPE_EXPORT_UPDATED, entry.name);
   return described;
-}
-
-absl::Status ExportRegistry::Resize(Entry& entry, const v1::UpdateExportRequest& request,
-                                    absl::FunctionRef<absl::Status(uint64_t size)> resize_devices) {
-  BlockDevice& device = *entry.image.device;
-  const uint64_t before = device.size();
-  const uint64_t wanted = request.size_bytes();
-  if (!device.traits().resizable && wanted != before) {
-    return FailedCondition(
-        "NOT_RESIZABLE", entry.name,
-        absl::StrCat("export ", Quoted(entry.name),
-                     " cannot be resized: it is read-only, a slice of fixed length, or its "
-                     "image cannot"));
-  }
-  if (wanted < before && !request.allow_shrink()) {
-    return FailedCondition(
-        "WOULD_SHRINK", entry.name,
-        absl::StrCat("export ", Quoted(entry.name), " has ", before, " bytes; to cut it to ", wanted,
-                     " and lose what lies behind, set allow_shrink"));
-  }
-  if (wanted < before) {
-    if (absl::Status status = resize_devices(wanted); !status.ok()) return status;
-  }
-  if (wanted != before) {
-    if (absl::Status status = device.Resize(wanted); !status.ok()) {
-      if (const absl::Status undone = resize_devices(device.size()); !undone.ok()) {
-        Log(LogLevel::kError, "device smaller than its export",
-            {{"export", entry.name}, {"error", std::string(undone.message())}});
-      }
-      return DescribeImageError(status, entry.spec.image().path(), "size_bytes");
-    }
-  }
-  // Also where nothing changed: an earlier call may have come this far and not further. And after a shrink,
-  // for what was attached meanwhile.
-  return resize_devices(wanted);
 }
 
 absl::Status ExportRegistry::BeginClosing(Entry& entry, bool force) {

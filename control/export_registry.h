@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -43,6 +44,9 @@ struct ExportRegistryOptions {
   size_t max_exports = 10000;
   // How long Delete() waits until the last user has gone.
   absl::Duration operation_timeout = absl::Seconds(30);
+  // Brings the kernel's devices of an export to a size. Called after its image grew, and before and after it
+  // shrinks, on the thread of the call that resizes. Has a deadline of its own.
+  std::function<absl::Status(const std::string& name, uint64_t size)> resize_devices;
 };
 
 class ExportRegistry final : public nbd::ExportDirectory {
@@ -57,10 +61,7 @@ class ExportRegistry final : public nbd::ExportDirectory {
 
   // Requests are checked already (validation.h). `deadline` is how long to wait for other calls on the name.
   absl::StatusOr<v1::Export> Create(const std::string& name, const v1::ExportSpec& spec, absl::Time deadline);
-  // `resize_devices` is called after the image grew, and before and after it shrinks to `size`: it brings the
-  // devices of the kernel to the smaller of the two.
-  absl::StatusOr<v1::Export> Update(const v1::UpdateExportRequest& request, absl::Time deadline,
-                                    absl::FunctionRef<absl::Status(uint64_t size)> resize_devices);
+  absl::StatusOr<v1::Export> Update(const v1::UpdateExportRequest& request, absl::Time deadline);
   // `disconnect_clients` is called with `force`, and asks for the end of the export's network clients.
   absl::Status Delete(const v1::DeleteExportRequest& request, absl::Time deadline,
                       absl::FunctionRef<void(const std::string& name)> disconnect_clients);
@@ -102,15 +103,18 @@ class ExportRegistry final : public nbd::ExportDirectory {
   };
   using Entries = std::map<std::string, std::shared_ptr<Entry>, NameOrder>;
 
-  static std::shared_ptr<const nbd::Export> Serve(const Entry& entry, bool read_only);
+  std::shared_ptr<const nbd::Export> Serve(const Entry& entry, bool read_only);
   static bool IsExclusive(const Entry& entry);
   static state::v1::ExportRecord RecordOf(const Entry& entry);
   v1::Export Describe(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<Entry> FindEntry(absl::string_view name) const;
   absl::StatusOr<v1::Export> AnswerRepeated(Entry& entry, const v1::ExportSpec& spec);
   absl::Status Open(Entry& entry);
-  absl::Status Resize(Entry& entry, const v1::UpdateExportRequest& request,
-                      absl::FunctionRef<absl::Status(uint64_t size)> resize_devices);
+  absl::StatusOr<std::shared_ptr<Entry>> FindUsable(const std::string& name) const;
+  // With the name's turn.
+  absl::StatusOr<v1::Export> Apply(Entry& entry, const v1::UpdateExportRequest& request);
+  // NBD_CMD_RESIZE.
+  absl::Status ResizeForClient(const std::string& name, uint64_t size);
   absl::Status BeginClosing(Entry& entry, bool force);
   void Publish(v1::EventType type, const std::string& name, absl::string_view message = "");
 

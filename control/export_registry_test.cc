@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -146,8 +147,7 @@ TEST_F(ExportRegistryTest, LimitsAndDescriptionChangeWhileItIsServed) {
   request.mutable_update_mask()->add_paths("description");
   request.mutable_rate_limit()->set_bytes_per_second(1234);
   request.set_description("slow");
-  const auto no_devices = [](uint64_t) { return absl::OkStatus(); };
-  ASSERT_TRUE(exports().Update(request, Soon(), no_devices).ok());
+  ASSERT_TRUE(exports().Update(request, Soon()).ok());
   EXPECT_EQ(LimitsOf("disk").bytes_per_second, 1234u);
   EXPECT_EQ(exports().Find("disk")->description, "slow");
   EXPECT_EQ(before->device, exports().Find("disk")->device);
@@ -159,10 +159,14 @@ TEST_F(ExportRegistryTest, LimitsAndDescriptionChangeWhileItIsServed) {
 // A device must not be larger than what is behind it, at no moment.
 TEST_F(ExportRegistryTest, DevicesShrinkBeforeTheImageAndGrowAfterIt) {
   constexpr uint64_t kMiB = 1 << 20;
-  ASSERT_TRUE(CreateExport("disk", MemorySpec(2 * kMiB)).ok());
-  const std::shared_ptr<BlockDevice> image = exports().Find("disk")->device;
   using Step = std::pair<uint64_t, uint64_t>;  // Sizes of the devices, and of the image at that moment.
   std::vector<Step> steps;
+  export_options_.resize_devices = [&](const std::string& name, uint64_t bytes) {
+    steps.emplace_back(bytes, exports().Find(name)->device->size());
+    return absl::OkStatus();
+  };
+  Restart();
+  ASSERT_TRUE(CreateExport("disk", MemorySpec(2 * kMiB)).ok());
   const auto resize = [&](uint64_t size) {
     v1::UpdateExportRequest request;
     request.set_name("disk");
@@ -170,11 +174,7 @@ TEST_F(ExportRegistryTest, DevicesShrinkBeforeTheImageAndGrowAfterIt) {
     request.set_size_bytes(size);
     request.set_allow_shrink(true);
     steps.clear();
-    const auto resize_devices = [&](uint64_t bytes) {
-      steps.emplace_back(bytes, image->size());
-      return absl::OkStatus();
-    };
-    return exports().Update(request, Soon(), resize_devices).ok();
+    return exports().Update(request, Soon()).ok();
   };
   EXPECT_TRUE(resize(kMiB));
   EXPECT_EQ(steps, (std::vector<Step>{{kMiB, 2 * kMiB}, {kMiB, kMiB}}));
@@ -183,6 +183,151 @@ TEST_F(ExportRegistryTest, DevicesShrinkBeforeTheImageAndGrowAfterIt) {
   // What the image refuses leaves the devices with its size.
   EXPECT_FALSE(resize(uint64_t{1} << 50));
   EXPECT_EQ(steps, (std::vector<Step>{{3 * kMiB, 3 * kMiB}}));
+}
+
+// What a client does to the size is what UpdateExport does: the device of the kernel, the record, the event.
+TEST_F(ExportRegistryTest, AClientResizesAsTheApiDoes) {
+  v1::ExportSpec spec = MemorySpec(1 << 20);
+  spec.set_client_resize(true);
+  spec.set_shared_writers(true);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  const auto attached = Attach("a", SpecOf("disk"));
+  ASSERT_TRUE(attached.ok()) << attached.status();
+  ASSERT_TRUE(exports().AdmitClient("disk").ok());
+  client_ = exports().Find("disk");
+  ASSERT_NE(client_->resize, nullptr);
+  while (NextEvent().type() != v1::EVENT_TYPE_ATTACHED) {
+  }
+  for (const uint64_t size : {uint64_t{3} << 20, uint64_t{2} << 20}) {
+    const absl::Status status = client_->resize(size);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(client_->device->size(), size);
+    EXPECT_EQ(kernel().Inspect(IndexOf(*attached))->size_bytes, size);
+    const v1::Event event = NextEvent();
+    EXPECT_EQ(event.type(), v1::EVENT_TYPE_EXPORT_UPDATED);
+    EXPECT_EQ(event.export_(), "disk");
+  }
+  for (const uint64_t size : {uint64_t{0}, uint64_t{1} << 63, ~uint64_t{0}}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(client_->resize(size))) << size;
+  }
+  EXPECT_EQ(client_->device->size(), 2u << 20);
+  exports().ClientGone("disk");
+  client_.reset();
+  Restart();
+  EXPECT_EQ(exports().Get("disk")->size_bytes(), 2u << 20);
+  EXPECT_NE(exports().Find("disk")->resize, nullptr);
+}
+
+TEST_F(ExportRegistryTest, AClientResizesWhileItMay) {
+  ASSERT_TRUE(CreateExport("disk", MemorySpec()).ok());
+  EXPECT_EQ(exports().Find("disk")->resize, nullptr);
+  v1::UpdateExportRequest request;
+  request.set_name("disk");
+  request.mutable_update_mask()->add_paths("client_resize");
+  request.set_client_resize(true);
+  ASSERT_TRUE(exports().Update(request, Soon()).ok());
+  client_ = exports().Find("disk");
+  ASSERT_TRUE(client_->resize(2 << 20).ok());
+  // It has been connected since before.
+  request.set_client_resize(false);
+  ASSERT_TRUE(exports().Update(request, Soon()).ok());
+  const absl::Status refused = client_->resize(4 << 20);
+  EXPECT_EQ(ReasonOf(refused), "NOT_RESIZABLE") << refused;
+  EXPECT_EQ(client_->device->size(), 2u << 20);
+  EXPECT_EQ(exports().Find("disk")->resize, nullptr);
+  client_.reset();
+}
+
+// A forced deletion and the resize of a client that it disconnects do not wait for each other for ever.
+TEST_F(ExportRegistryTest, AResizeGivesWayToADeletion) {
+  export_options_.operation_timeout = absl::Seconds(2);
+  Restart();
+  v1::ExportSpec spec = MemorySpec();
+  spec.set_client_resize(true);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  client_ = exports().Find("disk");
+  v1::DeleteExportRequest request;
+  request.set_name("disk");
+  request.set_force(true);
+  absl::Status resized;
+  const absl::Status deleted = exports().Delete(request, Soon(), [&](const std::string&) {
+    resized = client_->resize(2 << 20);
+    client_.reset();
+  });
+  EXPECT_TRUE(deleted.ok()) << deleted;
+  EXPECT_EQ(ReasonOf(resized), "CALL_IN_PROGRESS") << resized;
+}
+
+TEST_F(ExportRegistryTest, WhatKeepsItsSizeCannotBeResizedByClients) {
+  v1::ExportSpec spec = MemorySpec();
+  spec.set_read_only(true);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  v1::UpdateExportRequest request;
+  request.set_name("disk");
+  request.mutable_update_mask()->add_paths("client_resize");
+  request.mutable_update_mask()->add_paths("description");
+  request.set_client_resize(true);
+  request.set_description("not set");
+  const absl::Status refused = exports().Update(request, Soon()).status();
+  EXPECT_EQ(ReasonOf(refused), "INVALID_FIELD") << refused;
+  EXPECT_EQ(exports().Find("disk")->description, "");
+}
+
+TEST_F(ExportRegistryTest, BlockSizesReachClientsAndTheDisk) {
+  v1::ExportSpec spec = MemorySpec();
+  spec.mutable_block_sizes()->set_minimum_bytes(4096);
+  spec.mutable_block_sizes()->set_maximum_payload_bytes(1 << 20);
+  spec.mutable_block_sizes()->set_must_be_asked_for(true);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  client_ = exports().Find("disk");
+  v1::UpdateExportRequest request;
+  request.set_name("disk");
+  request.mutable_update_mask()->add_paths("block_sizes");
+  request.mutable_block_sizes()->set_preferred_bytes(65536);
+  ASSERT_TRUE(exports().Update(request, Soon()).ok());
+  // Who is connected keeps what it was told.
+  EXPECT_EQ(client_->block_sizes.minimum, 4096u);
+  EXPECT_EQ(client_->block_sizes.maximum_payload, 1u << 20);
+  EXPECT_TRUE(client_->block_sizes.must_be_asked_for);
+  client_.reset();
+  Restart();
+  const nbd::BlockSizes sizes = exports().Find("disk")->block_sizes;
+  EXPECT_EQ(sizes.minimum, 1u);
+  EXPECT_EQ(sizes.preferred, 65536u);
+  EXPECT_EQ(sizes.maximum_payload, nbd::kMaxPayload);
+  EXPECT_FALSE(sizes.must_be_asked_for);
+}
+
+TEST_F(ExportRegistryTest, ADefaultThatIsWrittenOutIsTheSameSpec) {
+  v1::ExportSpec spec = MemorySpec();
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  spec.mutable_block_sizes()->set_minimum_bytes(1);
+  spec.mutable_block_sizes()->set_maximum_payload_bytes(32 << 20);
+  EXPECT_TRUE(CreateExport("disk", spec).ok());
+  spec.mutable_block_sizes()->set_minimum_bytes(2);
+  const absl::Status other = CreateExport("disk", spec);
+  EXPECT_EQ(ReasonOf(other), "ALREADY_EXISTS");
+  EXPECT_THAT(std::string(other.message()), HasSubstr("block_sizes.minimum_bytes"));
+  spec = MemorySpec();
+  spec.set_client_resize(true);
+  EXPECT_THAT(std::string(CreateExport("disk", spec).message()), HasSubstr("client_resize: false -> true"));
+}
+
+TEST_F(ExportRegistryTest, BlockSizesOfADamagedRecordServeNobody) {
+  v1::ExportSpec spec = MemorySpec();
+  spec.mutable_block_sizes()->set_minimum_bytes(4096);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  Stop();
+  const std::string record = state_directory() + "/exports/disk.json";
+  std::stringstream text;
+  text << std::ifstream(record).rdbuf();
+  std::string edited = text.str();
+  const size_t at = edited.find("4096");
+  ASSERT_NE(at, std::string::npos);
+  std::ofstream(record, std::ios::trunc) << edited.replace(at, 4, "4095");
+  Start();
+  EXPECT_EQ(exports().Find("disk"), nullptr);
+  EXPECT_THAT(exports().Get("disk")->error(), HasSubstr("4095"));
 }
 
 TEST_F(ExportRegistryTest, APartOfAMemoryImageKeepsItsSizeOverARestart) {

@@ -3,7 +3,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "berth/v1/exports.grpc.pb.h"
 #include "control/call.h"
 #include "control/services.h"
@@ -13,7 +14,8 @@
 namespace berth::control {
 namespace {
 
-constexpr absl::string_view kChangeable = "description, rate_limit, size_bytes, require_tls, allowed_clients";
+constexpr absl::string_view kChangeable =
+    "description, rate_limit, size_bytes, require_tls, allowed_clients, block_sizes, client_resize";
 
 absl::Status CheckUpdate(const v1::UpdateExportRequest& request) {
   if (absl::Status status = CheckName("name", request.name()); !status.ok()) return status;
@@ -30,7 +32,10 @@ absl::Status CheckUpdate(const v1::UpdateExportRequest& request) {
       status = CheckSize(path, request.size_bytes());
     } else if (path == "allowed_clients") {
       status = CheckAllowedClients(path, request.allowed_clients());
-    } else if (path != "require_tls") {
+    } else if (path == "block_sizes") {
+      status = CheckBlockSizes(path, request.block_sizes());
+    } else if (path != "require_tls" && path != "client_resize") {
+      // The latter is checked where the rest of the spec is known.
       status = InvalidField("update_mask",
                             absl::StrCat(Quoted(path), " cannot be changed; what can is ", kChangeable));
     }
@@ -74,12 +79,7 @@ class ExportServer final : public v1::ExportService::Service {
   grpc::Status UpdateExport(grpc::ServerContext* context, const v1::UpdateExportRequest* request,
                             v1::Export* answer) override {
     if (absl::Status status = CheckUpdate(*request); !status.ok()) return ToGrpcStatus(status);
-    const auto resize_devices = [this, request](uint64_t size) {
-      return environment_.attachments->ResizeDevices(request->name(), size,
-                                                     absl::Now() + environment_.operation_timeout);
-    };
-    return Reply(Complete(environment_.exports->Update(*request, Deadline(*context), resize_devices)),
-                 answer);
+    return Reply(Complete(environment_.exports->Update(*request, Deadline(*context))), answer);
   }
 
   grpc::Status DeleteExport(grpc::ServerContext* context, const v1::DeleteExportRequest* request,

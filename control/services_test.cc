@@ -291,6 +291,36 @@ TEST_F(ServicesTest, UpdatesChangeWhatTheMaskNames) {
   EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(), "update_mask");
 }
 
+TEST_F(ServicesTest, BlockSizesAndResizesOfClients) {
+  v1::ExportSpec spec = MemorySpec();
+  spec.mutable_block_sizes()->set_minimum_bytes(1000);
+  grpc::Status status = Create("a", spec);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(),
+            "spec.block_sizes.minimum_bytes");
+  EXPECT_THAT(status.error_message(), HasSubstr("power of two"));
+  ASSERT_TRUE(Create("a", MemorySpec()).ok());
+
+  v1::UpdateExportRequest request;
+  request.set_name("a");
+  request.mutable_update_mask()->add_paths("block_sizes");
+  request.mutable_block_sizes()->set_minimum_bytes(4096);
+  request.mutable_block_sizes()->set_preferred_bytes(512);
+  v1::Export updated;
+  status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, request, &updated);
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(),
+            "block_sizes.preferred_bytes");
+  request.mutable_block_sizes()->clear_preferred_bytes();
+  request.mutable_update_mask()->add_paths("client_resize");
+  request.set_client_resize(true);
+  status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, request, &updated);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(updated.spec().block_sizes().minimum_bytes(), 4096u);
+  EXPECT_TRUE(updated.spec().client_resize());
+  EXPECT_EQ(exports().Find("a")->block_sizes.minimum, 4096u);
+  EXPECT_NE(exports().Find("a")->resize, nullptr);
+}
+
 TEST_F(ServicesTest, EventsAreStreamed) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));

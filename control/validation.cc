@@ -8,9 +8,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
+#include "control/export_block_sizes.h"
 #include "control/protobuf_time.h"
 #include "control/status_details.h"
 #include "nbd/access_rules.h"
+#include "nbd/block_sizes.h"
 
 namespace berth::control {
 namespace {
@@ -135,6 +137,38 @@ absl::Status CheckAllowedClients(absl::string_view field,
   return status.ok() ? status : InvalidField(field, status.message());
 }
 
+absl::Status CheckBlockSizes(absl::string_view field, const v1::BlockSizes& sizes) {
+  const nbd::BlockSizes wanted = ToBlockSizes(sizes);
+  // One after the other, each beside defaults or what passed before, so that the error names its field.
+  nbd::BlockSizes checked;
+  checked.minimum = wanted.minimum;
+  if (const absl::Status status = nbd::CheckBlockSizes(checked); !status.ok()) {
+    return InvalidField(absl::StrCat(field, ".minimum_bytes"), status.message());
+  }
+  checked.maximum_payload = wanted.maximum_payload;
+  if (const absl::Status status = nbd::CheckBlockSizes(checked); !status.ok()) {
+    return InvalidField(absl::StrCat(field, ".maximum_payload_bytes"), status.message());
+  }
+  checked.preferred = wanted.preferred;
+  if (const absl::Status status = nbd::CheckBlockSizes(checked); !status.ok()) {
+    return InvalidField(absl::StrCat(field, ".preferred_bytes"), status.message());
+  }
+  if (wanted.must_be_asked_for && !wanted.constraining()) {
+    return InvalidField(absl::StrCat(field, ".must_be_asked_for"),
+                        "there is nothing to ask for; set minimum_bytes or maximum_payload_bytes");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckClientResize(absl::string_view field, const v1::ExportSpec& spec) {
+  if (!spec.client_resize()) return absl::OkStatus();
+  if (spec.read_only()) return InvalidField(field, "a read-only export keeps its size; set one of the two");
+  if (spec.length_bytes() != 0) {
+    return InvalidField(field, "a part of fixed length keeps its size; leave length_bytes 0, for the end");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckExportSpec(const v1::ExportSpec& spec) {
   if (!spec.has_image()) return InvalidField("spec.image", "is missing");
   if (absl::Status status = CheckImage(spec.image()); !status.ok()) return status;
@@ -156,6 +190,10 @@ absl::Status CheckExportSpec(const v1::ExportSpec& spec) {
       !status.ok()) {
     return status;
   }
+  if (absl::Status status = CheckBlockSizes("spec.block_sizes", spec.block_sizes()); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = CheckClientResize("spec.client_resize", spec); !status.ok()) return status;
   return CheckRateLimit("spec.rate_limit", spec.rate_limit());
 }
 

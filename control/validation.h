@@ -32,6 +32,9 @@ absl::Status CheckRateLimit(absl::string_view field, const v1::RateLimit& limit)
 absl::Status CheckDescription(absl::string_view field, absl::string_view description);
 absl::Status CheckAllowedClients(absl::string_view field,
                                  const google::protobuf::RepeatedPtrField<std::string>& rules);
+absl::Status CheckBlockSizes(absl::string_view field, const v1::BlockSizes& sizes);
+// Whether what `spec` says of resizes by clients can be.
+absl::Status CheckClientResize(absl::string_view field, const v1::ExportSpec& spec);
 absl::Status CheckExportSpec(const v1::ExportSpec& spec);
 absl::Status CheckAttachmentSpec(const v1::AttachmentSpec& spec);
 

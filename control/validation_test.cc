@@ -120,6 +120,46 @@ TEST(ValidationTest, ExportSpecs) {
   ExpectRefused(CheckExportSpec(qcow2), "spec.image.snapshot");
 }
 
+TEST(ValidationTest, BlockSizes) {
+  const auto check = [](uint32_t minimum, uint32_t preferred, uint32_t payload, bool required = false) {
+    v1::ExportSpec spec = Raw();
+    spec.mutable_block_sizes()->set_minimum_bytes(minimum);
+    spec.mutable_block_sizes()->set_preferred_bytes(preferred);
+    spec.mutable_block_sizes()->set_maximum_payload_bytes(payload);
+    spec.mutable_block_sizes()->set_must_be_asked_for(required);
+    return CheckExportSpec(spec);
+  };
+  EXPECT_TRUE(check(0, 0, 0).ok());
+  EXPECT_TRUE(check(1, 512, 1 << 20, true).ok());
+  EXPECT_TRUE(check(65536, 65536, 32 << 20, true).ok());
+  for (uint32_t minimum : {3u, 4095u, 131072u, ~0u}) {
+    ExpectRefused(check(minimum, 0, 0), "spec.block_sizes.minimum_bytes");
+  }
+  for (uint32_t payload : {1u, (1u << 20) - 1, (32u << 20) + 1, ~0u}) {
+    ExpectRefused(check(4096, 0, payload), "spec.block_sizes.maximum_payload_bytes");
+  }
+  for (uint32_t preferred : {1u, 256u, 2048u, 5000u, 2u << 20, ~0u}) {
+    ExpectRefused(check(4096, preferred, 1 << 20), "spec.block_sizes.preferred_bytes");
+  }
+  // Nobody could be refused.
+  ExpectRefused(check(0, 0, 0, true), "spec.block_sizes.must_be_asked_for");
+  ExpectRefused(check(1, 4096, 32 << 20, true), "spec.block_sizes.must_be_asked_for");
+}
+
+TEST(ValidationTest, ClientResize) {
+  v1::ExportSpec spec = Raw();
+  spec.set_client_resize(true);
+  spec.set_offset_bytes(4096);
+  EXPECT_TRUE(CheckExportSpec(spec).ok());
+  spec.set_length_bytes(4096);
+  ExpectRefused(CheckExportSpec(spec), "spec.client_resize");
+  spec.clear_length_bytes();
+  spec.set_read_only(true);
+  ExpectRefused(CheckExportSpec(spec), "spec.client_resize");
+  spec.set_client_resize(false);
+  EXPECT_TRUE(CheckExportSpec(spec).ok());
+}
+
 TEST(ValidationTest, AttachmentSpecs) {
   v1::AttachmentSpec good;
   good.set_export_("a");

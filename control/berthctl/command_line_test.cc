@@ -237,6 +237,27 @@ TEST_F(CommandLineTest, ExportCreateSendsEveryOption) {
       "discard: DISCARD_MODE_IGNORE } read_only: true description: \"a text\" offset_bytes: 1048576 "
       "length_bytes: 2097152 rate_limit { operations_per_second: 5 bytes_per_second: 7168 "
       "burst_operations: 6 burst_bytes: 8192 } }");
+  EXPECT_EQ(Request({"export", "create", "d", "/a", "--min-block-size=4K", "--preferred-block-size=64K",
+                     "--max-payload=1M", "--require-block-size", "--client-resize"}),
+            "CreateExport name: \"d\" spec { image { path: \"/a\" format: IMAGE_FORMAT_RAW } block_sizes { "
+            "minimum_bytes: 4096 preferred_bytes: 65536 maximum_payload_bytes: 1048576 must_be_asked_for: "
+            "true } client_resize: true }");
+}
+
+TEST_F(CommandLineTest, ExportShowSaysWhatClientsMustKeepAndMay) {
+  AddExport("plain");
+  EXPECT_THAT(Do({"export", "show", "plain"}).out,
+              AllOf(Not(HasSubstr("block sizes:")), Not(HasSubstr("resize:"))));
+  AddExport("disk");
+  v1::ExportSpec& spec = *fake_.exports["disk"].mutable_spec();
+  spec.mutable_block_sizes()->set_minimum_bytes(4096);
+  spec.mutable_block_sizes()->set_must_be_asked_for(true);
+  spec.set_client_resize(true);
+  EXPECT_THAT(Do({"export", "show", "disk"}).out,
+              AllOf(HasSubstr("\nblock sizes:  minimum 4 KiB, required\n"),
+                    HasSubstr("\nresize:       clients may\n")));
+  EXPECT_EQ(Json<v1::ListExportsResponse>({"export", "list"}).exports(0).spec().block_sizes().minimum_bytes(),
+            4096u);
 }
 
 TEST_F(CommandLineTest, ExportsOfClientsUnderTls) {
@@ -286,6 +307,13 @@ TEST_F(CommandLineTest, ExportUpdateNamesWhatChanges) {
   // No limit at all is a change as well.
   EXPECT_EQ(Request({"export", "update", "disk", "--iops=0"}),
             "UpdateExport name: \"disk\" update_mask { paths: \"rate_limit\" } rate_limit { }");
+  EXPECT_EQ(Request({"export", "update", "disk", "--min-block-size=512", "--client-resize=true"}),
+            "UpdateExport name: \"disk\" update_mask { paths: \"block_sizes\" paths: \"client_resize\" } "
+            "block_sizes { minimum_bytes: 512 } client_resize: true");
+  EXPECT_EQ(Request({"export", "update", "disk", "--client-resize=false"}),
+            "UpdateExport name: \"disk\" update_mask { paths: \"client_resize\" }");
+  EXPECT_EQ(Do({"export", "update", "disk", "--client-resize=maybe"}).code, ExitCode::kUsage);
+  EXPECT_EQ(Do({"export", "update", "disk", "--max-payload=4G"}).code, ExitCode::kUsage);
   EXPECT_EQ(Do({"export", "update", "disk"}).code, ExitCode::kUsage);
 }
 

@@ -1,4 +1,7 @@
 // berthctl export create|list|show|update|delete
+#include <cstdint>
+#include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,6 +44,19 @@ std::string Limit(const v1::RateLimit& limit) {
   return text.empty() ? "none" : text;
 }
 
+// "minimum 4 KiB, payload 1 MiB, required", or nothing where all is as it comes.
+std::string BlockSizesText(const v1::BlockSizes& sizes) {
+  std::string text;
+  const auto add = [&text](const char* word, uint32_t bytes) {
+    if (bytes != 0) absl::StrAppend(&text, text.empty() ? "" : ", ", word, " ", FormatSize(bytes));
+  };
+  add("minimum", sizes.minimum_bytes());
+  add("preferred", sizes.preferred_bytes());
+  add("payload", sizes.maximum_payload_bytes());
+  if (sizes.must_be_asked_for()) absl::StrAppend(&text, text.empty() ? "" : ", ", "required");
+  return text;
+}
+
 // "raw /srv/disk.raw".
 std::string ImageText(const v1::Image& image) {
   const std::string format = EnumName(v1::ImageFormat_descriptor(), image.format());
@@ -75,6 +91,10 @@ void PrintExport(Console& console, const v1::Export& shown) {
   if (!spec.allowed_clients().empty()) {
     out << "clients:      " << Printable(absl::StrJoin(spec.allowed_clients(), "  ")) << '\n';
   }
+  if (const std::string sizes = BlockSizesText(spec.block_sizes()); !sizes.empty()) {
+    out << "block sizes:  " << sizes << '\n';
+  }
+  if (spec.client_resize()) out << "resize:       clients may\n";
   if (!spec.description().empty()) out << "description:  " << Printable(spec.description()) << '\n';
   out << "created:      " << TimeText(shown.create_time()) << '\n'
       << "connections:  " << shown.connections() << '\n'
@@ -100,6 +120,30 @@ void AddRateLimit(CLI::App& command, const std::function<v1::RateLimit*()>& limi
           [limit](uint64_t bytes) { limit()->set_bytes_per_second(bytes); });
   AddSize(command, "--bps-burst", "What may be used at once after a pause",
           [limit](uint64_t bytes) { limit()->set_burst_bytes(bytes); });
+}
+
+// As AddSize(), for a field of 32 bits. What such a field may hold is berthd's matter.
+void AddSmallSize(CLI::App& command, const std::string& name, const std::string& help,
+                  const std::function<void(uint32_t)>& set) {
+  AddSize(command, name, help, [name, set](uint64_t bytes) {
+    if (bytes > std::numeric_limits<uint32_t>::max()) {
+      throw CLI::ValidationError(absl::StrCat(name, "=", bytes, " is too large"));
+    }
+    set(static_cast<uint32_t>(bytes));
+  });
+}
+
+// Options that set the size constraints of clients; `sizes` is called where one is given.
+void AddBlockSizes(CLI::App& command, const std::function<v1::BlockSizes*()>& sizes) {
+  AddSmallSize(command, "--min-block-size", "Network clients' offsets and lengths are multiples of this (1)",
+               [sizes](uint32_t bytes) { sizes()->set_minimum_bytes(bytes); });
+  AddSmallSize(command, "--preferred-block-size", "Tell network clients that this is fastest (the image's)",
+               [sizes](uint32_t bytes) { sizes()->set_preferred_bytes(bytes); });
+  AddSmallSize(command, "--max-payload", "The most that one read or write of theirs carries (32M)",
+               [sizes](uint32_t bytes) { sizes()->set_maximum_payload_bytes(bytes); });
+  command.add_flag_callback(
+      "--require-block-size", [sizes] { sizes()->set_must_be_asked_for(true); },
+      "Refuse network clients that do not ask for these sizes");
 }
 
 template <typename Request>
@@ -158,6 +202,10 @@ void AddCreate(CLI::App& group, Action& chosen) {
   AddSize(command, "--length", "Show so much of it (up to the end)",
           [spec](uint64_t length) { spec->set_length_bytes(length); });
   AddRateLimit(command, [spec] { return spec->mutable_rate_limit(); });
+  AddBlockSizes(command, [spec] { return spec->mutable_block_sizes(); });
+  command.add_flag_callback(
+      "--client-resize", [spec] { spec->set_client_resize(true); },
+      "Network clients may change the size, to a smaller one too");
   command.footer(
       "Examples:\n"
       "  berthctl export create disk /srv/images/disk.raw\n"
@@ -165,7 +213,8 @@ void AddCreate(CLI::App& group, Action& chosen) {
       "  berthctl export create db /srv/images/db.raw --cache=none --iops=2000 --bps=200M\n"
       "  berthctl export create vault /srv/images/vault.raw --require-tls "
       "--allow-client='dn:CN=agent-*,O=Example'\n"
-      "  berthctl export create scratch --format=memory --size=1G");
+      "  berthctl export create vm /srv/images/vm.raw --min-block-size=4K --require-block-size\n"
+      "  berthctl export create scratch --format=memory --size=1G --client-resize");
   command.callback([request, &chosen] {
     chosen = [request](Server& server) {
       const auto stub = NewStub(server);
@@ -272,16 +321,32 @@ void AddUpdate(CLI::App& group, Action& chosen) {
     Mask(*request, "rate_limit");
     return request->mutable_rate_limit();
   });
+  AddBlockSizes(command, [request] {
+    Mask(*request, "block_sizes");
+    return request->mutable_block_sizes();
+  });
+  command
+      .add_option_function<bool>(
+          "--client-resize",
+          [request](const bool& allowed) {
+            Mask(*request, "client_resize");
+            request->set_client_resize(allowed);
+          },
+          "Whether network clients may change the size, to a smaller one too")
+      ->type_name("true|false");
   command.footer(
-      "The options of the rate limit are set together: those left out become 'no limit'.\n\n"
+      "The options of the rate limit are set together: those left out become 'no limit'. So are those of\n"
+      "block sizes: those left out become what is in brackets. Connected clients keep what they know.\n\n"
       "Examples:\n"
       "  berthctl export update disk --size=20G\n"
       "  berthctl export update disk --iops=500 --bps=50M\n"
-      "  berthctl export update disk --iops=0");
+      "  berthctl export update disk --iops=0\n"
+      "  berthctl export update disk --client-resize=false");
   command.callback([request, &chosen] {
     if (request->update_mask().paths().empty()) {
       throw CLI::ValidationError(
-          "nothing to change; give --size, --description, --require-tls, --allow-client, --iops or --bps");
+          "nothing to change; give --size, --description, --require-tls, --allow-client, --iops, --bps, "
+          "--min-block-size or --client-resize");
     }
     chosen = [request](Server& server) {
       const auto stub = NewStub(server);

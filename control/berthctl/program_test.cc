@@ -223,6 +223,8 @@ TEST_F(ProgramTest, BashCompletesCommandsOptionsValuesAndNames) {
   EXPECT_EQ(complete("exp", "berthctl exp"), "export\n");
   EXPECT_EQ(complete("export \"\"", "berthctl export "), "create list show update delete\n");
   EXPECT_EQ(complete("export create d --disc", "berthctl export create d --disc"), "--discard=\n");
+  EXPECT_EQ(complete("export create d --min", "berthctl export create d --min"), "--min-block-size=\n");
+  EXPECT_EQ(complete("export update alpha --cl", "berthctl export update alpha --cl"), "--client-resize=\n");
   EXPECT_EQ(complete("export create d --cache = w", "berthctl export create d --cache=w"),
             "writeback writethrough\n");
   EXPECT_EQ(complete("export create d --cache =", "berthctl export create d --cache="),
