@@ -86,7 +86,8 @@ class Qcow2DeviceTest : public testing::Test {
   }
   IoResult ReadResult(uint64_t offset, size_t length) {
     std::vector<uint8_t> bytes(length);
-    return BlockingChannel(*Open(), pool_->at(0)).Read(offset, absl::MakeSpan(bytes));
+    const std::shared_ptr<Qcow2Device> device = Open();
+    return BlockingChannel(*device, pool_->at(0)).Read(offset, absl::MakeSpan(bytes));
   }
   std::vector<uint8_t> Read(uint64_t offset, size_t length) {
     return BlockingChannel(*Open(), pool_->at(0)).Read(offset, length);
@@ -133,7 +134,8 @@ TEST_F(Qcow2DeviceTest, BrokenL1EntriesAreErrors) {
     PutEntry(kL1, 0, entry);
     EXPECT_EQ(ReadResult(0, 512).error, EIO) << std::hex << entry;
     std::vector<Extent> extents;
-    BlockingChannel channel(*Open(), pool_->at(0));
+    const std::shared_ptr<Qcow2Device> device = Open();
+    BlockingChannel channel(*device, pool_->at(0));
     EXPECT_EQ(channel.Extents(0, kSize, &extents).error, EIO) << std::hex << entry;
   }
   PutEntry(kL1, 0, 0);

@@ -113,7 +113,8 @@ TEST_P(ImageLockTest, QemuDoesNotChangeWhatWeWrite) {
   EXPECT_EQ(Shell("qemu-img info -U " + image_.path()).exit_code, 0);
   EXPECT_EQ(image_.size(), kSize);
   device->reset();
-  EXPECT_EQ(Shell("qemu-io -f raw -c 'write 0 4k' " + image_.path()).exit_code, 0);
+  const Outcome write = Shell("qemu-io -f raw -c 'write 0 4k' " + image_.path());
+  EXPECT_EQ(write.exit_code, 0) << write.output;
 }
 
 TEST_P(ImageLockTest, QemuDoesNotChangeWhatWeOnlyRead) {
@@ -161,7 +162,8 @@ TEST_P(ImageLockTest, SharedWritersShareAndResizeOnlyWhereAllAgree) {
   ASSERT_TRUE(first.ok()) << first.status();
   ASSERT_TRUE(second.ok()) << second.status();
   ExpectLocked(Open(image_, false).status(), image_);
-  EXPECT_EQ(Shell("qemu-io -f raw -c 'write 0 4k' " + image_.path()).exit_code, 0);
+  const Outcome write = Shell("qemu-io -f raw -c 'write 0 4k' " + image_.path());
+  EXPECT_EQ(write.exit_code, 0) << write.output;
   EXPECT_TRUE((*first)->Resize(2 * kSize).ok());
   EXPECT_TRUE((*first)->Resize(kSize).ok());
 }
