@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,6 +34,15 @@ absl::Status CheckSize(const std::string& path, uint64_t size) {
                                                  "\": an image has between 1 and ", kLargestFile, " bytes"));
 }
 
+// The most that the file `fd` can take of its file system, with what it has already; nothing where that is
+// not known.
+std::optional<uint64_t> RoomFor(int fd) {
+  struct statvfs info;
+  struct stat own;
+  if (fstatvfs(fd, &info) != 0 || fstat(fd, &own) != 0) return std::nullopt;
+  return uint64_t{info.f_bavail} * info.f_frsize + static_cast<uint64_t>(own.st_blocks) * 512;
+}
+
 absl::Status SizeError(int error, int fd, const std::string& path, uint64_t size) {
   const std::string text = absl::StrCat("cannot make \"", path, "\" ", size, " bytes long");
   switch (error) {
@@ -40,15 +50,10 @@ absl::Status SizeError(int error, int fd, const std::string& path, uint64_t size
     case EINVAL:
       return absl::InvalidArgumentError(absl::StrCat(text, ": its file system has no files of that size"));
     case ENOSPC: {
-      struct statvfs info;
-      struct stat own;
-      if (fstatvfs(fd, &info) != 0 || fstat(fd, &own) != 0) {
-        return absl::ResourceExhaustedError(absl::StrCat(text, ": the disk is full"));
-      }
-      // What it has already counts as room for it.
-      const uint64_t left =
-          uint64_t{info.f_bavail} * info.f_frsize + static_cast<uint64_t>(own.st_blocks) * 512;
-      return absl::ResourceExhaustedError(absl::StrCat(text, ": the disk has ", left, " bytes left for it"));
+      const std::optional<uint64_t> room = RoomFor(fd);
+      return absl::ResourceExhaustedError(
+          room.has_value() ? absl::StrCat(text, ": the disk has ", *room, " bytes left for it")
+                           : absl::StrCat(text, ": the disk is full"));
     }
     case EDQUOT:
       return absl::ResourceExhaustedError(absl::StrCat(text, ": the disk quota is used up"));
@@ -64,6 +69,10 @@ absl::Status SizeError(int error, int fd, const std::string& path, uint64_t size
 absl::Status Preallocate(int fd, const std::string& path, uint64_t size, Progress& progress) {
   const uint64_t hundredth = (size / 100 + kPieceGrain - 1) / kPieceGrain * kPieceGrain;
   const uint64_t piece = std::clamp(hundredth, kSmallestPiece, kLargestPiece);
+  // What cannot fit does not take the space of others, or in tmpfs the memory, before it fails.
+  if (const std::optional<uint64_t> room = RoomFor(fd); room.has_value() && *room < size) {
+    return SizeError(ENOSPC, fd, path, size);
+  }
   for (uint64_t done = 0; done < size;) {
     if (progress.cancelled()) {
       return absl::CancelledError(

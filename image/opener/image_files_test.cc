@@ -87,8 +87,11 @@ TEST_P(ImageFilesTest, ImpossibleSizesLeaveNothingBehind) {
   EXPECT_EQ(code(0), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code(uint64_t{1} << 63), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code(~uint64_t{0}), absl::StatusCode::kInvalidArgument);
-  // More than a file system can give: every one has less than 2^63 bytes.
-  const absl::Status full = CreateRawImage(roots_, Path("disk"), (uint64_t{1} << 62) + 1, true).status();
+  // More than a file system can give: every one has less than 2^63 bytes. None is taken to find that out.
+  Progress progress([] { return false; });
+  const absl::Status full =
+      CreateRawImage(roots_, Path("disk"), (uint64_t{1} << 62) + 1, true, &progress).status();
+  EXPECT_EQ(progress.done(), 0u);
   EXPECT_TRUE(full.code() == absl::StatusCode::kInvalidArgument ||
               full.code() == absl::StatusCode::kResourceExhausted)
       << full;
