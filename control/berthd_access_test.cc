@@ -20,6 +20,7 @@
 #include "absl/strings/str_split.h"
 #include "control/berthd_process.h"
 #include "image/io/unique_fd.h"
+#include "nbd/tls/test_authority.h"
 
 namespace berth::control {
 namespace {
@@ -235,7 +236,12 @@ TEST(BerthdAccessTest, TheConfigurationThatShipsIsAccepted) {
   EXPECT_THAT(all, HasSubstr("\nmetrics = "));
   const std::string path = berthd.directory() + "/all.toml";
   std::ofstream(path) << all;
-  ASSERT_TRUE(berthd.Start({"--config=" + path, "--metrics=127.0.0.1:0"}));
+  // Its credentials are somebody else's to make.
+  nbd::TestAuthority authority;
+  const nbd::TestTlsFolder folder(authority);
+  const std::string psk = folder.Write("keys.psk", "agent:000102030405060708090a0b0c0d0e0f\n");
+  ASSERT_TRUE(berthd.Start({"--config=" + path, "--metrics=127.0.0.1:0", "--tls-certificates=" + folder.path(),
+                            "--tls-psk=" + psk}));
   EXPECT_EQ(berthd.Stop(), 0);
 }
 
