@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -17,6 +18,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "image/block/error_reason.h"
 #include "image/io/reactor_pool.h"
@@ -273,7 +276,14 @@ class Mount {
         << type << " " << device;
   }
   ~Mount() {
-    EXPECT_EQ(umount(path_.c_str()), 0);
+    // A worker of the ring lets go of its file shortly after the request is complete.
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    int error = EBUSY;
+    while (error == EBUSY && absl::Now() < deadline) {
+      error = umount(path_.c_str()) == 0 ? 0 : errno;
+      if (error == EBUSY) absl::SleepFor(absl::Milliseconds(1));
+    }
+    EXPECT_EQ(error, 0) << strerror(error);
     EXPECT_EQ(rmdir(path_.c_str()), 0);
   }
   std::string MakeImage(uint64_t size) const {
