@@ -240,8 +240,8 @@ TEST(BerthdAccessTest, TheConfigurationThatShipsIsAccepted) {
   nbd::TestAuthority authority;
   const nbd::TestTlsFolder folder(authority);
   const std::string psk = folder.Write("keys.psk", "agent:000102030405060708090a0b0c0d0e0f\n");
-  ASSERT_TRUE(berthd.Start({"--config=" + path, "--metrics=127.0.0.1:0", "--tls-certificates=" + folder.path(),
-                            "--tls-psk=" + psk}));
+  ASSERT_TRUE(berthd.Start({"--config=" + path, "--metrics=127.0.0.1:0",
+                            "--tls-certificates=" + folder.path(), "--tls-psk=" + psk}));
   EXPECT_EQ(berthd.Stop(), 0);
 }
 
