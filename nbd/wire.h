@@ -8,10 +8,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "image/io/big_endian.h"
 
 namespace berth::nbd {
 
@@ -167,38 +167,6 @@ Error ErrorFromErrno(int error_number, bool fast_zero = false);
 // What a client makes of it: "The client SHOULD treat an unexpected error value as if it had been
 // NBD_EINVAL".
 int ErrnoFromError(Error error);
-
-// ---- Integers in network order, at any alignment.
-
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the loads and stores below swap");
-
-inline uint16_t Load16(const uint8_t* bytes) {
-  uint16_t value;
-  memcpy(&value, bytes, sizeof(value));
-  return __builtin_bswap16(value);
-}
-inline uint32_t Load32(const uint8_t* bytes) {
-  uint32_t value;
-  memcpy(&value, bytes, sizeof(value));
-  return __builtin_bswap32(value);
-}
-inline uint64_t Load64(const uint8_t* bytes) {
-  uint64_t value;
-  memcpy(&value, bytes, sizeof(value));
-  return __builtin_bswap64(value);
-}
-inline void Store16(uint8_t* bytes, uint16_t value) {
-  value = __builtin_bswap16(value);
-  memcpy(bytes, &value, sizeof(value));
-}
-inline void Store32(uint8_t* bytes, uint32_t value) {
-  value = __builtin_bswap32(value);
-  memcpy(bytes, &value, sizeof(value));
-}
-inline void Store64(uint8_t* bytes, uint64_t value) {
-  value = __builtin_bswap64(value);
-  memcpy(bytes, &value, sizeof(value));
-}
 
 // ---- Handshake messages ("Newstyle negotiation", "Fixed newstyle negotiation"). What follows a header has
 // a length of its own and is the handshake's matter.

@@ -5,8 +5,8 @@
 #include <memory>
 #include <utility>
 
+#include "image/io/big_endian.h"
 #include "image/io/blocking_pool.h"
-#include "image/qcow2/format/big_endian.h"
 #include "image/qcow2/format/refcount_block.h"
 
 namespace berth::qcow2 {

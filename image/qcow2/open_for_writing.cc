@@ -6,7 +6,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 #include "image/qcow2/format/cluster_entry.h"
 #include "image/qcow2/format/refcount_block.h"
 #include "image/qcow2/metadata_reader.h"

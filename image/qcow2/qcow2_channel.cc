@@ -5,8 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "image/io/big_endian.h"
 #include "image/io/gate.h"
-#include "image/qcow2/format/big_endian.h"
 #include "image/qcow2/writer.h"
 
 namespace berth {
@@ -110,7 +110,7 @@ Task<IoResult> Qcow2Channel::LoadSlice(uint64_t offset) {
   const IoResult result = co_await image_->Read(place.file_offset, absl::MakeSpan(raw));
   if (!result.ok()) co_return result;
   qcow2::L2Slice slice = {place.file_offset, std::vector<uint64_t>(bytes / 8)};
-  for (size_t i = 0; i < slice.words.size(); ++i) slice.words[i] = qcow2::Load64(&raw[i * 8]);
+  for (size_t i = 0; i < slice.words.size(); ++i) slice.words[i] = Load64(&raw[i * 8]);
   Remember(offset, device_.l2_cache_.Insert(std::move(slice)));
   co_return IoResult::Ok();
 }

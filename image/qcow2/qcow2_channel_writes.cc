@@ -3,7 +3,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 #include "image/qcow2/qcow2_channel.h"
 #include "image/qcow2/writer.h"
 
@@ -23,7 +23,7 @@ Task<IoResult> Qcow2Channel::LoadForWriting(uint64_t file_offset) {
   const IoResult result = co_await image_->Read(file_offset, absl::MakeSpan(raw));
   if (!result.ok()) co_return result;
   std::vector<uint64_t> words(raw.size() / 8);
-  for (size_t i = 0; i < words.size(); ++i) words[i] = qcow2::Load64(&raw[i * 8]);
+  for (size_t i = 0; i < words.size(); ++i) words[i] = Load64(&raw[i * 8]);
   device_.writer_->map.AddSlice(file_offset, std::move(words));
   co_return IoResult::Ok();
 }

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 #include "image/qcow2/format/snapshot_table.h"
 #include "image/qcow2/metadata_reader.h"
 #include "image/qcow2/open_for_writing.h"
@@ -48,7 +48,7 @@ absl::StatusOr<std::vector<uint64_t>> LoadL1(BlockDevice& image, uint64_t offset
     if (!status.ok()) return status;
   }
   std::vector<uint64_t> l1(entries);
-  for (size_t i = 0; i < l1.size(); ++i) l1[i] = qcow2::Load64(&bytes[i * 8]);
+  for (size_t i = 0; i < l1.size(); ++i) l1[i] = Load64(&bytes[i * 8]);
   return l1;
 }
 

@@ -11,11 +11,11 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "image/io/big_endian.h"
 #include "image/io/gate.h"
 #include "image/io/reactor_pool.h"
 #include "image/memory/memory_device.h"
 #include "image/qcow2/deflate.h"
-#include "image/qcow2/format/big_endian.h"
 #include "image/qcow2/format/cluster_entry.h"
 #include "image/qcow2/format/snapshot_table.h"
 #include "tests/conformance/blocking_channel.h"
@@ -63,7 +63,7 @@ class Qcow2DeviceTest : public testing::Test {
   }
   void PutEntry(uint64_t table, uint64_t index, uint64_t entry) {
     uint8_t bytes[8];
-    qcow2::Store64(bytes, entry);
+    Store64(bytes, entry);
     Put(table + index * 8, bytes);
   }
   void Fill(uint64_t offset, uint64_t length, uint8_t byte) {

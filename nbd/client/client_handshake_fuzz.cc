@@ -38,7 +38,8 @@ void CheckInfo(const ExportInfo& info) {
 }  // namespace berth::nbd
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace berth::nbd;  // NOLINT: the function has to be outside.
+  using namespace berth;       // NOLINT: the function has to be outside.
+  using namespace berth::nbd;  // NOLINT
   if (size < 2) return 0;
   const size_t piece = size_t{data[0]} + 1;
   const uint8_t choice = data[1];

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 #include "image/qcow2/format/header_extension.h"
 #include "image/qcow2/format/refcount_block.h"
 

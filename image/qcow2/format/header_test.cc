@@ -6,7 +6,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 
 namespace berth::qcow2 {
 namespace {

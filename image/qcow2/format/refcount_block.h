@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 
 namespace berth::qcow2 {
 

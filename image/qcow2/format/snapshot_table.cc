@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 
 namespace berth::qcow2 {
 namespace {

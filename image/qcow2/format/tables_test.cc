@@ -5,7 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "image/qcow2/format/big_endian.h"
+#include "image/io/big_endian.h"
 #include "image/qcow2/format/cluster_entry.h"
 #include "image/qcow2/format/refcount_block.h"
 #include "image/qcow2/format/snapshot_table.h"

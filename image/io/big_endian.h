@@ -1,13 +1,13 @@
-// Numbers as qcow2 stores them: big endian, at any alignment.
-#ifndef BERTH_IMAGE_QCOW2_FORMAT_BIG_ENDIAN_H_
-#define BERTH_IMAGE_QCOW2_FORMAT_BIG_ENDIAN_H_
+// Numbers as NBD sends and qcow2 stores them: big endian, at any alignment.
+#ifndef BERTH_IMAGE_IO_BIG_ENDIAN_H_
+#define BERTH_IMAGE_IO_BIG_ENDIAN_H_
 
 #include <endian.h>
 
 #include <cstdint>
 #include <cstring>
 
-namespace berth::qcow2 {
+namespace berth {
 
 inline uint16_t Load16(const uint8_t* bytes) {
   uint16_t value;
@@ -38,6 +38,6 @@ inline void Store64(uint8_t* bytes, uint64_t value) {
   memcpy(bytes, &value, sizeof(value));
 }
 
-}  // namespace berth::qcow2
+}  // namespace berth
 
-#endif  // BERTH_IMAGE_QCOW2_FORMAT_BIG_ENDIAN_H_
+#endif  // BERTH_IMAGE_IO_BIG_ENDIAN_H_
