@@ -142,7 +142,7 @@ class Chain {
     }
     absl::StatusOr<std::string> name = ResolveNameInImage(path, *layer.header->data_file);
     if (!name.ok()) return About(path, name.status());
-    absl::StatusOr<std::shared_ptr<BlockDevice>> data = OpenFile(*name, /*read_only=*/true);
+    absl::StatusOr<std::shared_ptr<BlockDevice>> data = OpenFile(*name, spec_.read_only || !layers_.empty());
     if (!data.ok()) return About(path, data.status());
     layer.data = *std::move(data);
     return layer;

@@ -57,7 +57,7 @@ Task<IoResult> Committer::Grow(Reactor& reactor, uint64_t bytes) {
   co_return grown ? IoResult::Ok() : IoResult::Error(ENOSPC);
 }
 
-Task<IoResult> Committer::Commit(Reactor& reactor, BlockChannel& channel) {
+Task<IoResult> Committer::Commit(Reactor& reactor, BlockChannel& channel, BlockChannel* data) {
   uint64_t needed;
   {
     MutexLock lock(&mutex_);
@@ -72,7 +72,7 @@ Task<IoResult> Committer::Commit(Reactor& reactor, BlockChannel& channel) {
     mine = ++begun_;
   }
   if (map_.failed()) co_return IoResult::Error(EIO);
-  const IoResult result = co_await CommitBatch(reactor, channel);
+  const IoResult result = co_await CommitBatch(reactor, channel, data);
   if (result.ok()) {
     MutexLock lock(&mutex_);
     ended_ = mine;
@@ -82,7 +82,7 @@ Task<IoResult> Committer::Commit(Reactor& reactor, BlockChannel& channel) {
   co_return result;
 }
 
-Task<IoResult> Committer::CommitBatch(Reactor& reactor, BlockChannel& channel) {
+Task<IoResult> Committer::CommitBatch(Reactor& reactor, BlockChannel& channel, BlockChannel* data) {
   WriteMap::Batch batch = map_.TakeBatch();
   IoResult result;
   if (!batch.taken.empty()) {
@@ -96,6 +96,7 @@ Task<IoResult> Committer::CommitBatch(Reactor& reactor, BlockChannel& channel) {
     result = co_await channel.Flush();
     if (result.ok()) result = co_await WriteTable(channel);
   }
+  if (result.ok() && data != nullptr) result = co_await data->Flush();
   if (result.ok()) result = co_await channel.Flush();
   if (result.ok() && (!batch.slices.empty() || !batch.l1.empty())) {
     result = co_await WriteReferences(channel, batch);

@@ -37,14 +37,14 @@ class Committer {
         map_(map) {}
 
   // Everything that ended before the call is on stable storage when it returns success. `channel` is one of
-  // the file, on `reactor`, whose thread calls it.
-  Task<IoResult> Commit(Reactor& reactor, BlockChannel& channel);
+  // the file, `data` of the external data file or null, on `reactor`, whose thread calls it.
+  Task<IoResult> Commit(Reactor& reactor, BlockChannel& channel, BlockChannel* data);
 
   // Makes the file at least `bytes` long. ENOSPC where it cannot be.
   Task<IoResult> Grow(Reactor& reactor, uint64_t bytes);
 
  private:
-  Task<IoResult> CommitBatch(Reactor& reactor, BlockChannel& channel);
+  Task<IoResult> CommitBatch(Reactor& reactor, BlockChannel& channel, BlockChannel* data);
   bool PlanBlocks(std::vector<uint64_t>* taken);
   bool PlanTable(uint64_t entries, std::vector<uint64_t>* taken);
   Task<IoResult> WriteBlocks(BlockChannel& channel);

@@ -28,11 +28,6 @@ absl::Status CheckFeatures(const Header& header) {
         "the image was not closed after it was written with lazy refcounts; open it once with qemu-img check "
         "-r all, which counts them again");
   }
-  if (header.extended_l2() || header.has_data_file()) {
-    return absl::UnimplementedError(
-        absl::StrCat("images with ", header.extended_l2() ? "extended L2 entries" : "an external data file",
-                     " can only be read so far; set read_only"));
-  }
   return absl::OkStatus();
 }
 
@@ -122,16 +117,17 @@ class Preparation {
 }  // namespace
 
 absl::StatusOr<WritableState> PrepareForWriting(BlockDevice& image, const Header& header,
-                                                const std::vector<uint64_t>& l1) {
+                                                const std::vector<uint64_t>& l1, uint64_t maintained) {
   absl::Status status = CheckFeatures(header);
   if (!status.ok()) return status;
   Preparation preparation(image, header);
   status = preparation.ReadRefcounts();
   if (status.ok()) status = preparation.ClaimTables(l1);
-  if (status.ok() && AutoclearForWriting(header.autoclear_features, 0) != header.autoclear_features) {
-    uint8_t none[8];
-    Store64(none, AutoclearForWriting(header.autoclear_features, 0));
-    status = WriteMetadata(image, kAutoclearAt, none);
+  const uint64_t autoclear = AutoclearForWriting(header.autoclear_features, maintained);
+  if (status.ok() && autoclear != header.autoclear_features) {
+    uint8_t field[8];
+    Store64(field, autoclear);
+    status = WriteMetadata(image, kAutoclearAt, field);
   }
   if (!status.ok()) return status;
   return preparation.Take();

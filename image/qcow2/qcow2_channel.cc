@@ -58,7 +58,8 @@ Qcow2Channel::Qcow2Channel(Qcow2Device& device, Reactor& reactor, std::unique_pt
       compressed_(device.map_.layout(), device.compression_type_, *image_, device.image_size_, reactor) {}
 
 uint64_t Qcow2Channel::data_size() const {
-  return device_.writer_ == nullptr ? device_.data_size_ : device_.files_.image->size();
+  if (device_.writer_ == nullptr) return device_.data_size_;
+  return (data_ != nullptr ? device_.files_.data : device_.files_.image)->size();
 }
 
 std::optional<qcow2::Run> Qcow2Channel::Lookup(uint64_t offset, uint64_t length, qcow2::MappingHold* hold) {
@@ -148,14 +149,14 @@ Task<IoResult> Qcow2Channel::ReadRun(const Run& run, uint64_t offset, absl::Span
 // behind the end was lost.
 Task<IoResult> Qcow2Channel::ReadData(uint64_t host, absl::Span<uint8_t> out) {
   const uint64_t size = data_size();
-  if (host <= size && out.size() <= size - host) return data().Read(host, out);
+  if (host <= size && out.size() <= size - host) return data_file().Read(host, out);
   const uint64_t cluster = device_.map_.layout().cluster_size();
   const uint64_t end = (size + cluster - 1) / cluster * cluster;
   if (host > end || out.size() > end - host) return Task<IoResult>(IoResult::Error(EIO));
   const size_t there = size > host ? static_cast<size_t>(size - host) : 0;
   memset(out.data() + there, 0, out.size() - there);
   if (there == 0) return Task<IoResult>(IoResult::Ok());
-  return data().Read(host, out.subspan(0, there));
+  return data_file().Read(host, out.subspan(0, there));
 }
 
 // What the backing image is too short for reads as zeroes.
@@ -228,7 +229,7 @@ Task<IoResult> Qcow2Channel::PrefetchRuns(uint64_t offset, uint64_t length) {
       continue;
     }
     if (run->kind == RunKind::kData && run->host < data_size()) {
-      (void)co_await data().Prefetch(run->host, std::min(run->length, data_size() - run->host));
+      (void)co_await data_file().Prefetch(run->host, std::min(run->length, data_size() - run->host));
     } else if (run->kind == RunKind::kUnallocated && offset < device_.backing_size_) {
       (void)co_await backing_->Prefetch(offset, std::min(run->length, device_.backing_size_ - offset));
     }

@@ -47,7 +47,7 @@ class Qcow2Channel final : public BlockChannel {
     return offset <= device_.size_ && length <= device_.size_ - offset;
   }
   uint64_t data_size() const;
-  BlockChannel& data() { return data_ != nullptr ? *data_ : *image_; }
+  BlockChannel& data_file() { return data_ != nullptr ? *data_ : *image_; }
 
   // The run from `offset` on; nothing where its slice has to be loaded first. What it names stays what it is
   // while `hold`, where there is one, holds.
@@ -67,15 +67,16 @@ class Qcow2Channel final : public BlockChannel {
   Task<IoResult> LoadForWriting(uint64_t file_offset);
   Task<IoResult> WriteAll(uint64_t offset, absl::Span<const uint8_t> data, bool durable);
   Task<IoResult> WriteRange(uint64_t offset, absl::Span<const uint8_t> data);
-  Task<IoResult> WriteClusters(const qcow2::WriteMap::Allocation& allocation, uint64_t offset,
-                               absl::Span<const uint8_t> data);
+  Task<IoResult> Fill(const qcow2::WriteMap::Allocation& allocation, uint64_t offset,
+                      absl::Span<const uint8_t> data);
   Task<IoResult> WriteZeroes(uint64_t offset, uint64_t length);
   Task<IoResult> ZeroAll(uint64_t offset, uint64_t length, bool keep_space, bool durable);
   Task<IoResult> Clear(uint64_t offset, uint64_t length, bool discard);
-  Task<IoResult> DiscardClusters(uint64_t offset, uint64_t length);
+  Task<IoResult> DiscardUnits(uint64_t offset, uint64_t length);
   Task<IoResult> AfterChange(bool durable);
+  Task<IoResult> Commit();
   // Does what `step` needs before the map can be asked again.
-  Task<IoResult> Prepare(const qcow2::WriteMap::Step& step, uint64_t offset, bool* committed);
+  Task<IoResult> Prepare(const qcow2::WriteMap::Step& step, bool* committed);
 
   Task<IoResult> PrefetchRuns(uint64_t offset, uint64_t length);
   Task<IoResult> FindExtents(uint64_t offset, uint64_t length, std::vector<Extent>* out);

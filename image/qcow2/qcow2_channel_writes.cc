@@ -43,26 +43,30 @@ Task<IoResult> Qcow2Channel::WriteAll(uint64_t offset, absl::Span<const uint8_t>
 Task<IoResult> Qcow2Channel::AfterChange(bool durable) {
   qcow2::Writer& writer = *device_.writer_;
   if (durable || writer.durable || writer.map.NeedsCommit()) {
-    co_return co_await writer.committer.Commit(reactor_, *image_);
+    co_return co_await Commit();
   }
   co_return IoResult::Ok();
 }
 
-Task<IoResult> Qcow2Channel::Prepare(const qcow2::WriteMap::Step& step, uint64_t offset, bool* committed) {
+Task<IoResult> Qcow2Channel::Commit() {
+  return device_.writer_->committer.Commit(reactor_, *image_, data_.get());
+}
+
+Task<IoResult> Qcow2Channel::Prepare(const qcow2::WriteMap::Step& step, bool* committed) {
   qcow2::Writer& writer = *device_.writer_;
   switch (step.action) {
     case Action::kLoad:
       co_return co_await LoadForWriting(step.file_offset);
     case Action::kWait: {
-      auto wait = writer.map.WaitFor(reactor_, offset, 1);
+      auto wait = writer.map.WaitFor(reactor_, step.wait_offset, step.length);
       co_await wait;
       co_return IoResult::Ok();
     }
     case Action::kFull:
       // What was freed can be used after two: one takes its last reference away, one gives its space back.
       if (std::exchange(*committed, true)) co_return IoResult::Error(ENOSPC);
-      if (IoResult first = co_await writer.committer.Commit(reactor_, *image_); !first.ok()) co_return first;
-      co_return co_await writer.committer.Commit(reactor_, *image_);
+      if (IoResult first = co_await Commit(); !first.ok()) co_return first;
+      co_return co_await Commit();
     default:
       co_return IoResult::Error(EIO);
   }
@@ -75,12 +79,12 @@ Task<IoResult> Qcow2Channel::WriteRange(uint64_t offset, absl::Span<const uint8_
     const qcow2::WriteMap::Step step = map.PlanWrite(offset, data.size());
     IoResult result;
     if (step.action == Action::kRun) {
-      result = co_await image_->Write(step.run.host, data.subspan(0, step.length), WriteFlags::kNone);
+      result = co_await data_file().Write(step.run.host, data.subspan(0, step.length), WriteFlags::kNone);
     } else if (step.action == Action::kAllocate) {
-      result = co_await WriteClusters(*step.allocation, offset, data.subspan(0, step.length));
+      result = co_await Fill(*step.allocation, offset, data.subspan(0, step.length));
       map.Finish(step.allocation, result.ok());
     } else {
-      result = co_await Prepare(step, offset, &committed);
+      result = co_await Prepare(step, &committed);
       if (!result.ok()) co_return result;
       continue;
     }
@@ -91,35 +95,40 @@ Task<IoResult> Qcow2Channel::WriteRange(uint64_t offset, absl::Span<const uint8_
   co_return IoResult::Ok();
 }
 
-// Fills whole clusters: with `data`, and before and behind it with what the disk has there.
-Task<IoResult> Qcow2Channel::WriteClusters(const qcow2::WriteMap::Allocation& allocation, uint64_t offset,
-                                           absl::Span<const uint8_t> data) {
+// Fills whole units: with `data`, and before and behind it with what the disk has there.
+Task<IoResult> Qcow2Channel::Fill(const qcow2::WriteMap::Allocation& allocation, uint64_t offset,
+                                  absl::Span<const uint8_t> data) {
   const uint32_t bits = device_.map_.layout().cluster_bits;
-  const uint64_t begin = allocation.guest << bits;
-  const uint64_t end = (allocation.guest + allocation.count) << bits;
-  const uint64_t host = allocation.host << bits;
+  const uint64_t begin = allocation.fill_begin;
+  // An external data file ends with the disk.
+  const uint64_t end = data_ == nullptr ? allocation.fill_end : std::min(allocation.fill_end, device_.size_);
+  const uint64_t host = (allocation.host << bits) + (begin - (allocation.guest << bits));
   const uint64_t data_end = offset + data.size();
-  IoResult result =
-      co_await device_.writer_->committer.Grow(reactor_, (allocation.host + allocation.count) << bits);
+  IoResult result;
+  if (data_ == nullptr) {
+    result = co_await device_.writer_->committer.Grow(reactor_, (allocation.host + allocation.count) << bits);
+  }
   if (result.ok() && offset > begin) {
     std::vector<uint8_t> head(offset - begin);
     result = co_await ReadRuns(begin, absl::MakeSpan(head));
-    if (result.ok()) result = co_await image_->Write(host, head, WriteFlags::kNone);
+    if (result.ok()) result = co_await data_file().Write(host, head, WriteFlags::kNone);
   }
   if (result.ok() && data_end < end) {
     std::vector<uint8_t> tail(end - data_end);
     // Behind the end of the disk there is nothing.
     const uint64_t there = data_end < device_.size_ ? std::min(end, device_.size_) - data_end : 0;
     if (there > 0) result = co_await ReadRuns(data_end, absl::MakeSpan(tail).subspan(0, there));
-    if (result.ok()) result = co_await image_->Write(host + (data_end - begin), tail, WriteFlags::kNone);
+    if (result.ok()) {
+      result = co_await data_file().Write(host + (data_end - begin), tail, WriteFlags::kNone);
+    }
   }
-  if (result.ok()) result = co_await image_->Write(host + (offset - begin), data, WriteFlags::kNone);
+  if (result.ok()) result = co_await data_file().Write(host + (offset - begin), data, WriteFlags::kNone);
   co_return result;
 }
 
 Task<IoResult> Qcow2Channel::Flush() {
   if (device_.writer_ == nullptr) return Task<IoResult>(IoResult::Ok());
-  return device_.writer_->committer.Commit(reactor_, *image_);
+  return Commit();
 }
 
 Task<IoResult> Qcow2Channel::Zero(uint64_t offset, uint64_t length, ZeroFlags flags) {
@@ -133,16 +142,23 @@ Task<IoResult> Qcow2Channel::Zero(uint64_t offset, uint64_t length, ZeroFlags fl
 }
 
 Task<IoResult> Qcow2Channel::ZeroAll(uint64_t offset, uint64_t length, bool keep_space, bool durable) {
-  const uint64_t cluster = device_.map_.layout().cluster_size();
+  const uint64_t unit = uint64_t{1} << device_.map_.layout().unit_bits();
   const uint64_t end = offset + length;
-  const uint64_t first = std::min(end, (offset + cluster - 1) / cluster * cluster);
-  const uint64_t last = std::max(first, end == device_.size_ ? end : end / cluster * cluster);
+  const uint64_t first = std::min(end, (offset + unit - 1) / unit * unit);
+  const uint64_t last = std::max(first, end == device_.size_ ? end : end / unit * unit);
   IoResult result;
   if (keep_space) {
     result = co_await WriteZeroes(offset, length);
+  } else if (device_.data_is_raw_) {
+    // The mapping stays: it leads to zeroes then.
+    result = co_await data_->Zero(offset, length, ZeroFlags::kNone);
   } else {
     if (offset < first) result = co_await WriteZeroes(offset, first - offset);
     if (result.ok() && last < end) result = co_await WriteZeroes(last, end - last);
+    // Before the mapping, so that nothing is taken from who writes there when it is in the mapping.
+    if (result.ok() && data_ != nullptr && first < last) {
+      result = co_await data_->Zero(first, last - first, ZeroFlags::kNone);
+    }
     if (result.ok() && first < last) result = co_await Clear(first, last - first, /*discard=*/false);
   }
   if (result.ok()) result = co_await AfterChange(durable);
@@ -169,7 +185,7 @@ Task<IoResult> Qcow2Channel::Clear(uint64_t offset, uint64_t length, bool discar
     if (step.action == Action::kByWriting) {
       result = co_await WriteZeroes(offset, step.length);
     } else if (step.action != Action::kDone) {
-      result = co_await Prepare(step, offset, &committed);
+      result = co_await Prepare(step, &committed);
       if (!result.ok()) co_return result;
       continue;
     }
@@ -185,16 +201,25 @@ Task<IoResult> Qcow2Channel::Clear(uint64_t offset, uint64_t length, bool discar
 Task<IoResult> Qcow2Channel::Discard(uint64_t offset, uint64_t length) {
   if (device_.writer_ == nullptr) return Task<IoResult>(IoResult::Error(EPERM));
   if (!Inside(offset, length)) return Task<IoResult>(IoResult::Error(EIO));
-  const uint64_t cluster = device_.map_.layout().cluster_size();
-  const uint64_t first = (offset + cluster - 1) / cluster * cluster;
+  const uint64_t unit = uint64_t{1} << device_.map_.layout().unit_bits();
+  const uint64_t first = (offset + unit - 1) / unit * unit;
   const uint64_t end = offset + length;
-  const uint64_t last = end == device_.size_ ? end : end / cluster * cluster;
+  const uint64_t last = end == device_.size_ ? end : end / unit * unit;
   if (!device_.writer_->unmap || first >= last) return Task<IoResult>(IoResult::Ok());
-  return DiscardClusters(first, last - first);
+  return DiscardUnits(first, last - first);
 }
 
-Task<IoResult> Qcow2Channel::DiscardClusters(uint64_t offset, uint64_t length) {
-  IoResult result = co_await Clear(offset, length, /*discard=*/true);
+Task<IoResult> Qcow2Channel::DiscardUnits(uint64_t offset, uint64_t length) {
+  IoResult result;
+  if (device_.data_is_raw_) {
+    // Where the mapping says zeroes, the file has them too. Where that takes as long as writing, nothing is
+    // to be gained.
+    result = co_await data_->Zero(offset, length, ZeroFlags::kFastOnly);
+    if (result.error == ENOTSUP) result = IoResult::Ok();
+  } else {
+    if (data_ != nullptr) result = co_await data_->Discard(offset, length);
+    if (result.ok()) result = co_await Clear(offset, length, /*discard=*/true);
+  }
   if (result.ok()) result = co_await AfterChange(false);
   co_return result;
 }

@@ -1,6 +1,8 @@
 #include "image/qcow2/qcow2_device.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -111,7 +113,9 @@ absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files,
 
 absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint64_t> l1,
                                          const Qcow2Options& options) {
-  absl::StatusOr<qcow2::WritableState> state = qcow2::PrepareForWriting(*files_.image, header, l1);
+  if (absl::Status status = PrepareDataFile(); !status.ok()) return status;
+  absl::StatusOr<qcow2::WritableState> state = qcow2::PrepareForWriting(
+      *files_.image, header, l1, data_is_raw_ ? qcow2::kRawExternalData : uint64_t{0});
   if (!state.ok()) return state.status();
   const bool has_backing = files_.backing != nullptr;
   writer_ =
@@ -119,16 +123,32 @@ absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint6
                                       options.l2_cache_bytes, options.durable_writes, options.unmap);
   traits_.read_only = false;
   traits_.can_discard = options.unmap;
-  traits_.fast_zero = options.unmap && (header.version >= 3 || !has_backing);
+  traits_.fast_zero = options.unmap && (header.version >= 3 || !has_backing) &&
+                      (files_.data == nullptr || files_.data->traits().fast_zero);
   return absl::OkStatus();
+}
+
+// A cluster's place in the data file is the one that it has on the disk, so that the file has to be as long.
+absl::Status Qcow2Device::PrepareDataFile() {
+  if (files_.data == nullptr || files_.data->size() >= size_) return absl::OkStatus();
+  if (files_.data->traits().resizable) return files_.data->Resize(size_);
+  return absl::FailedPreconditionError(absl::StrCat("the external data file has ", files_.data->size(),
+                                                    " bytes and cannot grow to the disk's ", size_,
+                                                    "; give the image a larger one, or set read_only"));
 }
 
 Qcow2Device::~Qcow2Device() {
   if (writer_ == nullptr) return;
   const auto commit = [this](Reactor& reactor, BlockChannel& channel) -> Task<IoResult> {
-    IoResult result = co_await writer_->committer.Commit(reactor, channel);
+    std::unique_ptr<BlockChannel> data;
+    if (files_.data != nullptr) {
+      absl::StatusOr<std::unique_ptr<BlockChannel>> opened = files_.data->OpenChannel(reactor);
+      if (!opened.ok()) co_return IoResult::Error(EIO);
+      data = *std::move(opened);
+    }
+    IoResult result = co_await writer_->committer.Commit(reactor, channel, data.get());
     // What that one gave back, such as the place of a refcount table that moved.
-    if (result.ok()) result = co_await writer_->committer.Commit(reactor, channel);
+    if (result.ok()) result = co_await writer_->committer.Commit(reactor, channel, data.get());
     // The refcounts of what was released, which a commit leaves to the next flush.
     if (result.ok()) result = co_await channel.Flush();
     co_return result;
@@ -149,6 +169,7 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
       image_size_(files_.image->size()),
       data_size_(files_.data != nullptr ? files_.data->size() : image_size_),
       backing_size_(files_.backing != nullptr ? files_.backing->size() : 0),
+      data_is_raw_((header.autoclear_features & qcow2::kRawExternalData) != 0 && files_.backing == nullptr),
       map_(header, l1_table_offset, std::move(l1)),
       l2_cache_(options.l2_cache_bytes, map_.slice_bytes()) {
   const BlockTraits& below = (files_.data != nullptr ? files_.data : files_.image)->traits();

@@ -79,6 +79,7 @@ class Qcow2Device final : public BlockDevice {
               std::vector<uint64_t> l1, const Qcow2Options& options);
   absl::Status PrepareWriting(const qcow2::Header& header, std::vector<uint64_t> l1,
                               const Qcow2Options& options);
+  absl::Status PrepareDataFile();
 
   const Qcow2Files files_;
   const qcow2::CompressionType compression_type_;
@@ -87,6 +88,8 @@ class Qcow2Device final : public BlockDevice {
   const uint64_t image_size_;
   const uint64_t data_size_;
   const uint64_t backing_size_;  // 0 where there is none.
+  // The external data file is the disk as a raw image, and stays so.
+  const bool data_is_raw_;
   BlockTraits traits_;
   const qcow2::ClusterMap map_;
   qcow2::L2Cache l2_cache_;

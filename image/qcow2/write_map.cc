@@ -4,24 +4,12 @@
 #include <cassert>
 
 namespace berth::qcow2 {
-namespace {
-
-bool IsCopiedData(uint64_t entry) {
-  return (entry & kCopied) != 0 && (entry & (kCompressed | kReadsAsZero)) == 0;
-}
-// A cluster stands behind the zeroes, and nothing else uses it.
-bool IsCopiedZero(uint64_t entry) {
-  return (entry & kCopied) != 0 && (entry & kCompressed) == 0 && (entry & kReadsAsZero) != 0;
-}
-
-}  // namespace
-
 WriteMap::WriteMap(const Header& header, std::vector<uint64_t> l1, ClusterAllocator allocator,
                    const std::vector<uint64_t>& metadata, bool has_backing, bool gives_space_back,
                    uint64_t cache_bytes)
     : map_(header, header.l1_table_offset, {}),
       has_backing_(has_backing),
-      zero_flag_(map_.layout().zero_flag),
+      can_map_zeroes_(map_.layout().zero_flag || map_.layout().extended),
       gives_space_back_(gives_space_back),
       l1_bits_(map_.layout().cluster_bits + map_.layout().l2_bits()),
       // Room for two whole tables, as a change can need all of one.
@@ -80,10 +68,6 @@ void WriteMap::AddSlice(uint64_t file_offset, std::vector<uint64_t> words) {
   if (FindSlice(file_offset) != nullptr) return;
   PutSlice(file_offset, std::move(words));
   Evict();
-}
-
-uint64_t& WriteMap::Entry(Slice& slice, uint64_t cluster) {
-  return slice.content.words[cluster % slice.content.words.size()];
 }
 
 WriteMap::Slice* WriteMap::NewTable(uint64_t l1_index, uint64_t offset, uint64_t old_table, Step* step) {
@@ -162,189 +146,6 @@ WriteMap::Step WriteMap::Find(uint64_t offset, uint64_t length) {
   step.action = Step::Action::kRun;
   step.length = step.run.length;
   step.hold = epoch_;
-  return step;
-}
-
-bool WriteMap::MayOverwrite(uint64_t host) const {
-  const uint64_t cluster = host >> layout().cluster_bits;
-  return allocator_.IsTaken(cluster) && metadata_.count(cluster) == 0;
-}
-
-WriteMap::Allocation* WriteMap::InTheWay(uint64_t first, uint64_t last) {
-  auto at = allocations_.upper_bound(last);
-  if (at == allocations_.begin()) return nullptr;
-  --at;
-  return at->second->guest + at->second->count > first ? at->second.get() : nullptr;
-}
-
-bool WriteMap::StartWaiting(uint64_t offset, uint64_t length, Allocation::Waiter waiter) {
-  MutexLock lock(&mutex_);
-  const uint32_t bits = layout().cluster_bits;
-  Allocation* const allocation = InTheWay(offset >> bits, (offset + length - 1) >> bits);
-  if (allocation == nullptr) return false;
-  allocation->waiters.push_back(waiter);
-  return true;
-}
-
-WriteMap::Step WriteMap::PlanWrite(uint64_t offset, uint64_t length) {
-  Step step;
-  const uint32_t bits = layout().cluster_bits;
-  const uint64_t first = offset >> bits;
-  const uint64_t in_cluster = offset & (layout().cluster_size() - 1);
-  MutexLock lock(&mutex_);
-  if (failed_) return step;
-  ReleaseQuarantine();
-  if (InTheWay(first, first) != nullptr) {
-    step.action = Step::Action::kWait;
-    step.length = 1;
-    return step;
-  }
-  Slice* const slice = WritableSlice(offset, &step);
-  if (slice == nullptr) return step;
-  const uint64_t slice_end = ((offset >> map_.slice_coverage_bits()) + 1) << map_.slice_coverage_bits();
-  const uint64_t end = std::min(offset + length, slice_end);
-  const uint64_t last = (end - 1) >> bits;
-  const uint64_t entry = Entry(*slice, first);
-  if (map_.Map(slice->content, offset, 1).kind == RunKind::kInvalid) return step;
-  if (IsCopiedData(entry)) {
-    const uint64_t host = entry & kOffsetMask;
-    uint64_t count = 0;
-    while (first + count <= last) {
-      const uint64_t next = Entry(*slice, first + count);
-      if (!IsCopiedData(next) || (next & kOffsetMask) != host + (count << bits) ||
-          !MayOverwrite(next & kOffsetMask)) {
-        break;
-      }
-      ++count;
-    }
-    if (count == 0) return step;
-    step.action = Step::Action::kRun;
-    step.length = std::min(end, (first + count) << bits) - offset;
-    step.run = {RunKind::kData, false, host + in_cluster, step.length};
-    step.hold = epoch_;
-    return step;
-  }
-  auto allocation = std::make_unique<Allocation>();
-  allocation->guest = first;
-  if (IsCopiedZero(entry)) {
-    if (!MayOverwrite(entry & kOffsetMask)) return step;
-    allocation->host = (entry & kOffsetMask) >> bits;
-    allocation->count = 1;
-    allocation->reused = true;
-  } else {
-    uint64_t wanted = 1;
-    while (first + wanted <= last && InTheWay(first + wanted, first + wanted) == nullptr) {
-      const uint64_t next = Entry(*slice, first + wanted);
-      if (IsCopiedData(next) || IsCopiedZero(next)) break;
-      ++wanted;
-    }
-    const ClusterAllocator::Range range = allocator_.Allocate(wanted);
-    if (range.count == 0) {
-      step.action = Step::Action::kFull;
-      return step;
-    }
-    allocation->host = range.first;
-    allocation->count = range.count;
-    for (uint64_t i = 0; i < range.count; ++i) taken_.push_back(range.first + i);
-  }
-  ++slice->pins;
-  allocation->slice = slice;
-  step.action = Step::Action::kAllocate;
-  step.length = std::min(end, (first + allocation->count) << bits) - offset;
-  step.allocation = allocation.get();
-  step.hold = epoch_;
-  allocations_[first] = std::move(allocation);
-  return step;
-}
-
-void WriteMap::ReleaseMapping(uint64_t entry) {
-  const uint32_t bits = layout().cluster_bits;
-  uint64_t first = 0;
-  uint64_t last = 0;
-  if ((entry & kCompressed) != 0) {
-    const std::optional<CompressedExtent> extent = DecodeCompressed(layout(), entry);
-    if (!extent.has_value()) return;
-    first = extent->offset >> bits;
-    last = (extent->offset + extent->length - 1) >> bits;
-  } else if ((entry & kOffsetMask) != 0) {
-    first = last = (entry & kOffsetMask) >> bits;
-  } else {
-    return;
-  }
-  for (uint64_t cluster = first; cluster <= last; ++cluster) {
-    // Never what a broken entry claims of others.
-    if (MayOverwrite(cluster << bits)) released_.push_back(cluster);
-  }
-}
-
-void WriteMap::Finish(Allocation* allocation, bool written) {
-  std::vector<Allocation::Waiter> waiters;
-  {
-    MutexLock lock(&mutex_);
-    const uint32_t bits = layout().cluster_bits;
-    Slice& slice = *static_cast<Slice*>(allocation->slice);
-    --slice.pins;
-    for (uint64_t i = 0; i < allocation->count; ++i) {
-      const uint64_t host = allocation->host + i;
-      if (written) {
-        uint64_t& entry = Entry(slice, allocation->guest + i);
-        if (!allocation->reused) ReleaseMapping(entry);
-        entry = host << bits | kCopied;
-        MarkDirty(slice);
-      } else if (!allocation->reused) {
-        const auto taken = std::find(taken_.begin(), taken_.end(), host);
-        if (taken != taken_.end()) {
-          taken_.erase(taken);
-          allocator_.Free(host);
-        } else {
-          released_.push_back(host);
-        }
-      }
-    }
-    waiters = std::move(allocation->waiters);
-    allocations_.erase(allocation->guest);
-  }
-  for (const Allocation::Waiter& waiter : waiters) {
-    waiter.reactor->Post([handle = waiter.handle] { handle.resume(); });
-  }
-}
-
-WriteMap::Step WriteMap::PlanClear(uint64_t offset, uint64_t length, bool discard) {
-  Step step;
-  const uint32_t bits = layout().cluster_bits;
-  const uint64_t first = offset >> bits;
-  MutexLock lock(&mutex_);
-  if (failed_) return step;
-  step.action = Step::Action::kDone;
-  const uint64_t l1_end = ((offset >> l1_bits_) + 1) << l1_bits_;
-  if ((l1_[offset >> l1_bits_] & kOffsetMask) == 0 && (discard || !has_backing_)) {
-    step.length = std::min(length, l1_end - offset);
-    return step;
-  }
-  if (has_backing_ && !zero_flag_) {
-    step.action = discard ? Step::Action::kDone : Step::Action::kByWriting;
-    step.length = length;
-    return step;
-  }
-  if (InTheWay(first, first) != nullptr) {
-    step.action = Step::Action::kWait;
-    step.length = 1;
-    return step;
-  }
-  Slice* const slice = WritableSlice(offset, &step);
-  if (slice == nullptr) return step;
-  const uint64_t slice_end = ((offset >> map_.slice_coverage_bits()) + 1) << map_.slice_coverage_bits();
-  const uint64_t end = std::min(offset + length, slice_end);
-  const uint64_t cleared = has_backing_ ? kReadsAsZero : 0;
-  uint64_t cluster = first;
-  for (; cluster <= (end - 1) >> bits && InTheWay(cluster, cluster) == nullptr; ++cluster) {
-    uint64_t& entry = Entry(*slice, cluster);
-    if (entry == cleared || (discard && entry == 0)) continue;
-    ReleaseMapping(entry);
-    entry = cleared;
-    MarkDirty(*slice);
-  }
-  step.length = std::min(end, cluster << bits) - offset;
   return step;
 }
 

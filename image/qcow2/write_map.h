@@ -46,12 +46,19 @@ class WriteMap {
   const EntryLayout& layout() const { return map_.layout(); }
   uint64_t slice_bytes() const { return map_.slice_bytes(); }
 
-  // Clusters that are being written and not in the mapping yet.
+  // Units (subclusters or clusters) that are being written and not in the mapping yet.
   struct Allocation {
     uint64_t guest = 0;  // The first cluster of the disk.
     uint64_t count = 0;
-    uint64_t host = 0;    // The first cluster of the file; they lie in a row.
-    bool reused = false;  // The cluster was behind the zeroes already.
+    uint64_t host = 0;  // The first cluster of the file; they lie in a row.
+    // What has to be written, in bytes of the disk: whole units, and the request inside of them. The disk may
+    // end before.
+    uint64_t fill_begin = 0;
+    uint64_t fill_end = 0;
+    bool reused = false;  // The clusters are the disk's already.
+    // Units of the disk that nobody else changes meanwhile.
+    uint64_t first_unit = 0;
+    uint64_t units = 0;
     struct Waiter {
       Reactor* reactor;
       std::coroutine_handle<> handle;
@@ -63,9 +70,9 @@ class WriteMap {
   struct Step {
     enum class Action : uint8_t {
       kLoad,       // Read the slice at `file_offset` and give it to AddSlice(); then ask again.
-      kWait,       // Await WaitFor() of the same range; then ask again.
+      kWait,       // Await WaitFor() of `length` bytes from `wait_offset` on; then ask again.
       kRun,        // Find(): the run is known. PlanWrite(): its data is overwritten in place.
-      kAllocate,   // Write the clusters of `allocation`, whole ones, and call Finish().
+      kAllocate,   // Fill what `allocation` says, and call Finish().
       kDone,       // PlanClear(): `length` bytes are cleared.
       kByWriting,  // PlanClear(): `length` bytes can be cleared by writing zeroes only.
       kFull,       // No cluster is free. A commit may free some.
@@ -73,6 +80,7 @@ class WriteMap {
     };
     Action action = Action::kFailed;
     uint64_t file_offset = 0;
+    uint64_t wait_offset = 0;
     uint64_t length = 0;  // Bytes of the request, from its offset on, that this step is about.
     Run run = {};
     Allocation* allocation = nullptr;
@@ -83,11 +91,12 @@ class WriteMap {
   Step Find(uint64_t offset, uint64_t length);
   // How to write there: kRun, kAllocate, kLoad, kWait, kFull or kFailed.
   Step PlanWrite(uint64_t offset, uint64_t length);
-  // Makes whole clusters read as zeroes (`discard`: as anything) and frees them: kDone, kByWriting, kLoad,
-  // kWait, kFull or kFailed. The range begins and ends on clusters; a range may end with the disk.
+  // Makes whole units read as zeroes (`discard`: as anything) and frees clusters of which nothing is left:
+  // kDone, kByWriting, kLoad, kWait, kFull or kFailed. The range begins and ends on units; a range may end
+  // with the disk.
   Step PlanClear(uint64_t offset, uint64_t length, bool discard);
 
-  // Puts the clusters of `allocation` into the mapping or, where writing them failed, gives them back.
+  // Puts what was filled of `allocation` into the mapping or, where that failed, gives its clusters back.
   void Finish(Allocation* allocation, bool written);
 
   void AddSlice(uint64_t file_offset, std::vector<uint64_t> words);
@@ -163,17 +172,47 @@ class WriteMap {
   Slice* WritableSlice(uint64_t offset, Step* step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Slice* NewTable(uint64_t l1_index, uint64_t offset, uint64_t old_table, Step* step)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  uint64_t& Entry(Slice& slice, uint64_t cluster) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The words of an L2 entry; the second is null for standard ones.
+  struct Entry {
+    uint64_t* descriptor;
+    uint64_t* subclusters;
+  };
+  Entry EntryOf(Slice& slice, uint64_t cluster) const;
+  // The clusters of `entry` are the disk's own, and nothing else uses them.
+  bool IsOwn(uint64_t entry) const;
+  // The units of [begin, end) that lie in `cluster`, a bit each.
+  uint64_t UnitsOf(uint64_t cluster, uint64_t begin, uint64_t end) const;
+  // The units that a copy of the cluster has to have; a bit each.
+  uint64_t UnitsToCopy(const Entry& entry) const;
+  // How much can be overwritten of a run that begins at `offset` in an own cluster.
+  uint64_t OverwritableLength(Slice& slice, uint64_t offset, uint64_t length)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Plans the filling of units that have a place already, or of new clusters.
+  bool PlanReuse(Slice& slice, uint64_t offset, uint64_t end, Allocation* allocation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool PlanClusters(Slice& slice, uint64_t offset, uint64_t end, Allocation* allocation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EnterMapping(Slice& slice, const Allocation& allocation, uint64_t index)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // False where it can be done by writing only.
+  bool ClearUnits(Slice& slice, uint64_t cluster, uint64_t units, bool discard)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReleaseMapping(uint64_t entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReleaseQuarantine() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Allocation* InTheWay(uint64_t first, uint64_t last) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // An allocation of one of these units, or null.
+  Allocation* InTheWay(uint64_t first_unit, uint64_t last_unit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Allocation* InTheWayOfCluster(uint64_t cluster) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  uint64_t SliceEnd(uint64_t offset) const {
+    return ((offset >> map_.slice_coverage_bits()) + 1) << map_.slice_coverage_bits();
+  }
+  uint64_t UnitsInCluster() const { return uint64_t{1} << (layout().cluster_bits - layout().unit_bits()); }
   bool StartWaiting(uint64_t offset, uint64_t length, Allocation::Waiter waiter);
   bool MayOverwrite(uint64_t host) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint64_t SliceOffset(uint64_t table, uint64_t offset) const;
 
   const ClusterMap map_;
   const bool has_backing_;
-  const bool zero_flag_;
+  const bool can_map_zeroes_;  // An entry can say that something reads as zeroes.
   const bool gives_space_back_;
   const uint32_t l1_bits_;  // log2 of the bytes that an L1 entry describes.
   const size_t capacity_;   // Slices.
@@ -186,8 +225,7 @@ class WriteMap {
   size_t dirty_ ABSL_GUARDED_BY(mutex_) = 0;
   ClusterAllocator allocator_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<uint64_t> metadata_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, std::unique_ptr<Allocation>> allocations_
-      ABSL_GUARDED_BY(mutex_);  // By the first cluster.
+  std::map<uint64_t, std::unique_ptr<Allocation>> allocations_ ABSL_GUARDED_BY(mutex_);  // By the first unit.
   std::vector<uint64_t> taken_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> released_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const Epoch> epoch_ ABSL_GUARDED_BY(mutex_) = std::make_shared<const Epoch>();

@@ -30,6 +30,21 @@ class PowerCutChannel final : public ForwardingChannel {
     device_->End(Kind::kWriteEnd, id);
     co_return result;
   }
+  // What is not written yet may be zeroes already, or still what it was.
+  Task<IoResult> Zero(uint64_t offset, uint64_t length, ZeroFlags flags) override {
+    const std::vector<uint8_t> zeroes(length);
+    const uint64_t id = device_->Start(Kind::kWriteStart, offset, zeroes);
+    const IoResult result = co_await next().Zero(offset, length, flags);
+    device_->End(Kind::kWriteEnd, id);
+    co_return result;
+  }
+  Task<IoResult> Discard(uint64_t offset, uint64_t length) override {
+    const std::vector<uint8_t> zeroes(length);
+    const uint64_t id = device_->Start(Kind::kWriteStart, offset, zeroes);
+    const IoResult result = co_await next().Discard(offset, length);
+    device_->End(Kind::kWriteEnd, id);
+    co_return result;
+  }
   Task<IoResult> Flush() override {
     const uint64_t id = device_->Start(Kind::kFlushStart, 0, {});
     const IoResult result = co_await next().Flush();
@@ -41,8 +56,9 @@ class PowerCutChannel final : public ForwardingChannel {
   PowerCutDevice* const device_;
 };
 
-PowerCutDevice::PowerCutDevice(std::shared_ptr<BlockDevice> next, std::vector<uint8_t> initial)
-    : ForwardingDevice(std::move(next)), initial_(std::move(initial)) {}
+PowerCutDevice::PowerCutDevice(std::shared_ptr<BlockDevice> next, std::vector<uint8_t> initial,
+                               std::shared_ptr<PowerCutClock> clock)
+    : ForwardingDevice(std::move(next)), initial_(std::move(initial)), clock_(std::move(clock)) {}
 
 absl::StatusOr<std::unique_ptr<BlockChannel>> PowerCutDevice::OpenChannel(Reactor& reactor) {
   absl::StatusOr<std::unique_ptr<BlockChannel>> channel = next().OpenChannel(reactor);
@@ -56,20 +72,17 @@ absl::Status PowerCutDevice::Resize(uint64_t new_size) {
   return status;
 }
 
-size_t PowerCutDevice::moments() const {
-  MutexLock lock(&mutex_);
-  return events_.size();
-}
+size_t PowerCutDevice::moments() const { return clock_->load(); }
 
 uint64_t PowerCutDevice::Start(Event::Kind kind, uint64_t offset, absl::Span<const uint8_t> data) {
   MutexLock lock(&mutex_);
-  events_.push_back({kind, next_id_, offset, {data.begin(), data.end()}});
+  events_.push_back({kind, next_id_, clock_->fetch_add(1), offset, {data.begin(), data.end()}});
   return next_id_++;
 }
 
 void PowerCutDevice::End(Event::Kind kind, uint64_t id) {
   MutexLock lock(&mutex_);
-  events_.push_back({kind, id});
+  events_.push_back({kind, id, clock_->fetch_add(1)});
 }
 
 std::vector<uint8_t> PowerCutDevice::DiskAfterCut(size_t moment, std::mt19937_64& random) const {
@@ -78,8 +91,8 @@ std::vector<uint8_t> PowerCutDevice::DiskAfterCut(size_t moment, std::mt19937_64
   std::set<uint64_t> ended;
   std::set<uint64_t> durable;
   std::vector<std::pair<uint64_t, std::set<uint64_t>>> flushes;
-  for (size_t i = 0; i < moment; ++i) {
-    const Event& event = events_[i];
+  for (const Event& event : events_) {
+    if (event.moment >= moment) break;
     if (event.kind == Event::Kind::kWriteEnd) ended.insert(event.id);
     if (event.kind == Event::Kind::kFlushStart) flushes.emplace_back(event.id, ended);
     if (event.kind != Event::Kind::kFlushEnd) continue;
@@ -89,8 +102,8 @@ std::vector<uint8_t> PowerCutDevice::DiskAfterCut(size_t moment, std::mt19937_64
   }
   std::vector<uint8_t> disk = initial_;
   std::vector<std::pair<uint64_t, absl::Span<const uint8_t>>> uncertain;
-  for (size_t i = 0; i < moment; ++i) {
-    const Event& event = events_[i];
+  for (const Event& event : events_) {
+    if (event.moment >= moment) break;
     // A resize is durable when it returns (BlockDevice::Resize).
     if (event.kind == Event::Kind::kResize) disk.resize(event.offset);
     if (event.kind != Event::Kind::kWriteStart) continue;

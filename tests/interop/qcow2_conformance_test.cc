@@ -30,8 +30,14 @@ struct Fixture {
     const ProgramResult check =
         RunProgram({"qemu-img", "check", "-f", "qcow2", directory.Path("image.qcow2")});
     EXPECT_EQ(check.exit_code, 0) << check.output << check.errors;
+    if (!raw_data) return;
+    // The data file alone is the disk.
+    const ProgramResult compare = RunProgram({"qemu-img", "compare", "-f", "raw", "-F", "qcow2",
+                                              directory.Path("data"), directory.Path("image.qcow2")});
+    EXPECT_EQ(compare.exit_code, 0) << compare.output << compare.errors;
   }
 
+  bool raw_data = false;
   TemporaryDirectory directory;
   std::shared_ptr<BlockDevice> device;
 };
@@ -92,7 +98,11 @@ absl::Status WriteZeroes(const std::string& image, uint64_t size, bool compresse
 absl::StatusOr<std::shared_ptr<BlockDevice>> MakeWritable(uint64_t size, const WritableVariant& variant) {
   auto fixture = std::make_shared<Fixture>();
   const std::string image = fixture->directory.Path("image.qcow2");
-  std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", variant.options};
+  std::string options = variant.options;
+  if (const size_t at = options.find("DIRECTORY"); at != std::string::npos) {
+    options.replace(at, 9, fixture->directory.path());
+  }
+  std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", options};
   absl::Status status;
   if (variant.backing) {
     const std::string base = fixture->directory.Path("base.raw");
@@ -111,6 +121,7 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> MakeWritable(uint64_t size, const W
       ImageRoots::Anywhere());
   if (!device.ok()) return device.status();
   fixture->device = *std::move(device);
+  fixture->raw_data = variant.options.find("data_file_raw=on") != std::string::npos;
   return std::shared_ptr<BlockDevice>(fixture, fixture->device.get());
 }
 
@@ -130,6 +141,18 @@ std::vector<ConformanceCase> WritableCases() {
            {.name = "Preallocated", .options = "preallocation=metadata"},
            {.name = "OverCompressed", .options = "compat=1.1", .begins_with = "compressed"},
            {.name = "BesideASnapshot", .options = "compat=1.1", .begins_with = "data", .snapshot = true},
+           {.name = "Subclusters", .options = "extended_l2=on"},
+           {.name = "LargestSubclusters", .options = "extended_l2=on,cluster_size=2M"},
+           {.name = "SubclustersOverlay", .options = "extended_l2=on,cluster_size=16k", .backing = true},
+           {.name = "SubclustersOverCompressed", .options = "extended_l2=on", .begins_with = "compressed"},
+           {.name = "SubclustersBesideASnapshot",
+           .options = "extended_l2=on",
+           .begins_with = "data",
+           .snapshot = true},
+           {.name = "SubclustersPreallocated", .options = "extended_l2=on,preallocation=metadata"},
+           {.name = "DataFileOverlay", .options = "data_file=DIRECTORY/data", .backing = true},
+           {.name = "DataFileSubclusters", .options = "extended_l2=on,data_file=DIRECTORY/data"},
+           {.name = "RawDataFile", .options = "data_file=DIRECTORY/data,data_file_raw=on"},
            {.name = "Direct", .options = "cluster_size=4k", .cache = CacheMode::kNone},
            {.name = "Writethrough", .options = "compat=1.1", .cache = CacheMode::kWritethrough},
            {.name = "NoDiscard", .options = "compat=1.1", .discard = DiscardMode::kIgnore},

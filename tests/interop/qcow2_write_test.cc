@@ -51,11 +51,25 @@ class Qcow2WriteTest : public ::testing::Test {
     return result.output;
   }
 
-  std::vector<uint8_t> NewImage(const std::string& options) {
-    Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, Path("new"), std::to_string(kSize)});
-    const std::string bytes = ReadFile(Path("new"));
+  // DIRECTORY in `options` is the test's, where an external data file is named "data".
+  std::vector<uint8_t> NewImage(std::string options, const std::string& backing = "") {
+    std::filesystem::remove(Path("data"));
+    if (const size_t at = options.find("DIRECTORY"); at != std::string::npos) {
+      options.replace(at, 9, directory_.path());
+    }
+    std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", options};
+    if (!backing.empty()) create.insert(create.end(), {"-F", "raw", "-b", backing});
+    create.insert(create.end(), {Path("new"), std::to_string(kSize)});
+    Run(create);
+    return Bytes("new");
+  }
+
+  std::vector<uint8_t> Bytes(const std::string& name) const {
+    const std::string bytes = ReadFile(Path(name));
     return {bytes.begin(), bytes.end()};
   }
+
+  bool HasDataFile() const { return std::filesystem::exists(Path("data")); }
 
   std::shared_ptr<BlockDevice> Disk(const std::vector<uint8_t>& content) {
     std::shared_ptr<BlockDevice> disk = *MemoryDevice::Create(content.size());
@@ -63,12 +77,14 @@ class Qcow2WriteTest : public ::testing::Test {
     return disk;
   }
 
-  static absl::StatusOr<std::shared_ptr<Qcow2Device>> Open(std::shared_ptr<BlockDevice> disk, bool writable) {
+  static absl::StatusOr<std::shared_ptr<Qcow2Device>> Open(std::shared_ptr<BlockDevice> disk, bool writable,
+                                                           std::shared_ptr<BlockDevice> data = nullptr,
+                                                           std::shared_ptr<BlockDevice> backing = nullptr) {
     const auto header = ReadQcow2Header(*disk);
     if (!header.ok()) return header.status();
     Qcow2Options options;
     options.writable = writable;
-    return Qcow2Device::Open({std::move(disk), nullptr, nullptr}, *header, options);
+    return Qcow2Device::Open({std::move(disk), std::move(data), std::move(backing)}, *header, options);
   }
 
   TemporaryDirectory directory_;
@@ -87,14 +103,36 @@ struct Acknowledged {
   std::vector<Sector> sectors;
 };
 
+void ExpectSectors(const std::vector<Sector>& expected, const std::vector<uint8_t>& content) {
+  ASSERT_GE(content.size(), expected.size() * kSector);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const Sector& sector = expected[i];
+    if (sector.anything) continue;
+    const auto begin = content.begin() + static_cast<ptrdiff_t>(i * kSector);
+    const std::vector<uint8_t> found(begin, begin + kSector);
+    ASSERT_TRUE(std::find(sector.versions.begin(), sector.versions.end(), found) != sector.versions.end())
+        << "sector " << i << " has " << int{found[0]} << ", none of " << sector.versions.size();
+  }
+}
+
 TEST_F(Qcow2WriteTest, APowerCutAtAnyMomentCorruptsNothing) {
   const char* chosen = getenv("BERTH_CONFORMANCE_SEED");
   const uint64_t seed = chosen == nullptr ? 1 : strtoull(chosen, nullptr, 10);
   for (const std::string options :
-       {"cluster_size=512", "cluster_size=4k,refcount_bits=1", "compat=0.10,cluster_size=1k"}) {
+       {"cluster_size=512", "cluster_size=4k,refcount_bits=1", "compat=0.10,cluster_size=1k",
+        "extended_l2=on,cluster_size=16k", "extended_l2=on,cluster_size=64k",
+        "cluster_size=512,data_file=DIRECTORY/data", "extended_l2=on,data_file=DIRECTORY/data",
+        "cluster_size=4k,data_file=DIRECTORY/data,data_file_raw=on"}) {
     SCOPED_TRACE(absl::StrCat(options, ", BERTH_CONFORMANCE_SEED=", seed));
     const std::vector<uint8_t> initial = NewImage(options);
-    auto cut = std::make_shared<PowerCutDevice>(Disk(initial), initial);
+    const auto clock = std::make_shared<PowerCutClock>();
+    auto cut = std::make_shared<PowerCutDevice>(Disk(initial), initial, clock);
+    std::shared_ptr<PowerCutDevice> data_cut;
+    if (HasDataFile()) {
+      // Writing may begin with less than all of it there.
+      const std::vector<uint8_t> data = Bytes("data");
+      data_cut = std::make_shared<PowerCutDevice>(Disk(data), data, clock);
+    }
     std::mt19937_64 random(seed);
     const size_t sectors = kSize / kSector;
     std::vector<Sector> now(sectors, Sector{{std::vector<uint8_t>(kSector)}, false});
@@ -102,7 +140,7 @@ TEST_F(Qcow2WriteTest, APowerCutAtAnyMomentCorruptsNothing) {
     std::vector<Acknowledged> flushed = {{0, now}};
     std::vector<std::pair<size_t, std::vector<Sector>>> history;
     {
-      auto device = Open(cut, true);
+      auto device = Open(cut, true, data_cut);
       ASSERT_TRUE(device.ok()) << device.status();
       BlockingChannel channel(**device, pool_->at(0));
       for (int step = 0; step < 120; ++step) {
@@ -141,11 +179,16 @@ TEST_F(Qcow2WriteTest, APowerCutAtAnyMomentCorruptsNothing) {
       }
     }
     const size_t moments = cut->moments();
-    for (int trial = 0; trial < 80; ++trial) {
+    for (int trial = 0; trial < 50; ++trial) {
       const size_t moment = trial == 0 ? moments : random() % (moments + 1);
       SCOPED_TRACE(absl::StrCat("cut at ", moment, " of ", moments));
       const std::vector<uint8_t> disk = cut->DiskAfterCut(moment, random);
       WriteFile(Path("cut"), std::string(disk.begin(), disk.end()));
+      std::vector<uint8_t> data;
+      if (data_cut != nullptr) {
+        data = data_cut->DiskAfterCut(moment, random);
+        WriteFile(Path("data"), std::string(data.begin(), data.end()));
+      }
       // 3 are leaks, which a cut may leave.
       const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("cut")});
       ASSERT_TRUE(check.exit_code == 0 || (check.exit_code == 3 && trial != 0))
@@ -162,17 +205,11 @@ TEST_F(Qcow2WriteTest, APowerCutAtAnyMomentCorruptsNothing) {
       for (const auto& [at, state] : history) {
         if (at >= last_flush && at <= moment) expected = &state;
       }
-      auto device = Open(Disk(disk), false);
+      auto device = Open(Disk(disk), false, data_cut == nullptr ? nullptr : Disk(data));
       ASSERT_TRUE(device.ok()) << device.status();
-      const std::vector<uint8_t> content = BlockingChannel(**device, pool_->at(0)).Read(0, kSize);
-      for (size_t i = 0; i < sectors; ++i) {
-        const Sector& sector = (*expected)[i];
-        if (sector.anything) continue;
-        const auto begin = content.begin() + static_cast<ptrdiff_t>(i * kSector);
-        const std::vector<uint8_t> found(begin, begin + kSector);
-        ASSERT_TRUE(std::find(sector.versions.begin(), sector.versions.end(), found) != sector.versions.end())
-            << "sector " << i << " has " << int{found[0]} << ", none of " << sector.versions.size();
-      }
+      ExpectSectors(*expected, BlockingChannel(**device, pool_->at(0)).Read(0, kSize));
+      if (options.find("data_file_raw=on") != std::string::npos) ExpectSectors(*expected, data);
+      if (HasFatalFailure()) return;
     }
   }
 }
@@ -218,39 +255,83 @@ TEST_F(Qcow2WriteTest, AnErrorOfTheDiskCorruptsNothing) {
 
 // qemu and we take turns at changing one image.
 TEST_F(Qcow2WriteTest, WeAndQemuChangeOneImageInTurn) {
-  for (const std::string options : {"cluster_size=64k", "cluster_size=512,refcount_bits=8",
-                                    "compat=0.10,cluster_size=4k", "cluster_size=4k"}) {
-    SCOPED_TRACE(options);
-    NewImage(options);
+  struct Variant {
+    std::string options;
+    bool has_backing = false;
+  };
+  for (const auto& [options, has_backing] :
+       std::vector<Variant>{{"cluster_size=64k"},
+                            {"cluster_size=512,refcount_bits=8"},
+                            {"compat=0.10,cluster_size=4k"},
+                            {"cluster_size=4k", true},
+                            {"extended_l2=on,cluster_size=16k"},
+                            {"extended_l2=on,cluster_size=128k"},
+                            {"extended_l2=on,cluster_size=32k", true},
+                            {"extended_l2=on,cluster_size=2M", true},
+                            {"cluster_size=512,data_file=DIRECTORY/data"},
+                            {"cluster_size=1k,data_file=DIRECTORY/data", true},
+                            {"extended_l2=on,data_file=DIRECTORY/data", true},
+                            {"data_file=DIRECTORY/data,data_file_raw=on"}}) {
+    SCOPED_TRACE(absl::StrCat(options, has_backing ? " with a backing file" : ""));
+    // Shorter than the disk.
+    const std::vector<uint8_t> below = PatternBytes(0, kSize - 70'000, 77);
+    WriteFile(Path("base"), std::string(below.begin(), below.end()));
+    NewImage(options, has_backing ? Path("base") : "");
+    const bool data_is_raw = options.find("data_file_raw=on") != std::string::npos;
     std::mt19937_64 random(5);
     ReferenceModel model(kSize);
+    if (has_backing) model.Write(0, below);
     for (int turn = 0; turn < 8; ++turn) {
       std::vector<std::string> qemu = {"qemu-io", "-f", "qcow2", "-t", "unsafe"};
       for (int i = 0; i < 10; ++i) {
         const uint64_t length = kSector * (1 + random() % 40);
         const uint64_t offset = random() % ((kSize - length) / kSector) * kSector;
         const auto byte = static_cast<uint8_t>(1 + random() % 255);
-        const bool zero = random() % 4 == 0;
-        qemu.insert(qemu.end(),
-                    {"-c", zero ? absl::StrCat("write -z -u ", offset, " ", length)
-                                : absl::StrCat("write -P ", int{byte}, " ", offset, " ", length)});
-        model.Write(offset, std::vector<uint8_t>(length, zero ? 0 : byte));
+        const uint64_t choice = random() % 8;
+        const std::string range = absl::StrCat(offset, " ", length);
+        if (choice == 0) {
+          qemu.insert(qemu.end(), {"-c", "discard " + range});
+          model.Discard(offset, length);
+        } else if (choice < 3) {
+          qemu.insert(qemu.end(), {"-c", "write -z -u " + range});
+          model.Zero(offset, length);
+        } else {
+          qemu.insert(qemu.end(), {"-c", absl::StrCat("write -P ", int{byte}, " ", range)});
+          model.Write(offset, std::vector<uint8_t>(length, byte));
+        }
       }
       qemu.push_back(Path("new"));
       Run(qemu);
-      if (turn == 3) Run({"qemu-img", "snapshot", "-c", "s", Path("new")});
-      if (turn == 6) Run({"qemu-img", "snapshot", "-d", "s", Path("new")});
+      // qemu makes no snapshots of images with a data file.
+      if (!HasDataFile() && turn == 3) Run({"qemu-img", "snapshot", "-c", "s", Path("new")});
+      if (!HasDataFile() && turn == 6) Run({"qemu-img", "snapshot", "-d", "s", Path("new")});
       {
         auto file = RawDevice::Open(Path("new"), {});
         ASSERT_TRUE(file.ok()) << file.status();
-        auto device = Open(*std::move(file), true);
+        std::shared_ptr<BlockDevice> data;
+        if (HasDataFile()) {
+          auto opened = RawDevice::Open(Path("data"), {.may_be_empty = true});
+          ASSERT_TRUE(opened.ok()) << opened.status();
+          data = *std::move(opened);
+        }
+        std::shared_ptr<BlockDevice> base;
+        if (has_backing) {
+          auto opened = RawDevice::Open(Path("base"), {.read_only = true});
+          ASSERT_TRUE(opened.ok()) << opened.status();
+          base = *std::move(opened);
+        }
+        auto device = Open(*std::move(file), true, std::move(data), std::move(base));
         ASSERT_TRUE(device.ok()) << device.status();
         BlockingChannel channel(**device, pool_->at(0));
         ASSERT_TRUE(model.Agrees(0, channel.Read(0, kSize)));
         for (int i = 0; i < 20; ++i) {
           const uint64_t length = 1 + random() % 20'000;
           const uint64_t offset = random() % (kSize - length);
-          if (random() % 4 == 0) {
+          const uint64_t choice = random() % 8;
+          if (choice == 0) {
+            ASSERT_TRUE(channel.Discard(offset, length).ok());
+            model.Discard(offset, length);
+          } else if (choice < 3) {
             ASSERT_TRUE(channel.Zero(offset, length).ok());
             model.Zero(offset, length);
           } else {
@@ -263,9 +344,14 @@ TEST_F(Qcow2WriteTest, WeAndQemuChangeOneImageInTurn) {
       const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("new")});
       ASSERT_EQ(check.exit_code, 0) << check.output << check.errors;
       Run({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", Path("new"), Path("raw")});
-      const std::string raw = ReadFile(Path("raw"));
-      ASSERT_TRUE(
-          model.Agrees(0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(raw.data()), raw.size())));
+      ASSERT_TRUE(model.Agrees(0, Bytes("raw")));
+      if (data_is_raw) {
+        // qemu makes it longer, up to the end of a cluster.
+        std::vector<uint8_t> data = Bytes("data");
+        ASSERT_GE(data.size(), kSize);
+        data.resize(kSize);
+        ASSERT_TRUE(model.Agrees(0, data));
+      }
     }
   }
 }
