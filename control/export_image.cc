@@ -65,6 +65,9 @@ absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const Im
   image.offset = spec.offset_bytes();
   image.length = spec.length_bytes();
   image.snapshot = spec.image().snapshot();
+  if (spec.image().backing_format() != v1::IMAGE_FORMAT_UNSPECIFIED) {
+    image.backing_format = ToFormat(spec.image().backing_format());
+  }
   absl::StatusOr<std::shared_ptr<BlockDevice>> opened = OpenImage(image, roots);
   if (!opened.ok()) {
     return DescribeImageError(opened.status(), image.path, FieldBehind(opened.status(), image.format));

@@ -65,6 +65,11 @@ absl::Status CheckImage(const v1::Image& image) {
     return InvalidField("spec.image.snapshot",
                         absl::StrCat("has ", image.snapshot().size(), " bytes; at most ", kMaxSnapshotBytes));
   }
+  if (absl::Status status =
+          CheckBackingFormat("spec.image.backing_format", image.format(), image.backing_format());
+      !status.ok()) {
+    return status;
+  }
   if (image.format() == v1::IMAGE_FORMAT_RAW || image.format() == v1::IMAGE_FORMAT_QCOW2) {
     if (image.size_bytes() != 0) {
       return InvalidField(
@@ -109,6 +114,21 @@ absl::Status CheckSize(absl::string_view field, uint64_t size_bytes) {
   if (size_bytes == 0) return InvalidField(field, "must not be 0");
   if (size_bytes > kMaxSizeBytes) {
     return InvalidField(field, absl::StrCat(size_bytes, " is more than the largest size, ", kMaxSizeBytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckBackingFormat(absl::string_view field, v1::ImageFormat format,
+                                v1::ImageFormat backing_format) {
+  if (backing_format == v1::IMAGE_FORMAT_UNSPECIFIED) return absl::OkStatus();
+  if (format != v1::IMAGE_FORMAT_QCOW2) {
+    return InvalidField(field, "only a QCOW2 image has a backing file; leave this unspecified");
+  }
+  if (backing_format != v1::IMAGE_FORMAT_RAW && backing_format != v1::IMAGE_FORMAT_QCOW2) {
+    return InvalidField(
+        field, absl::StrCat(v1::ImageFormat_IsValid(backing_format) ? v1::ImageFormat_Name(backing_format)
+                                                                    : absl::StrCat(backing_format),
+                            " is no format of a backing file: RAW or QCOW2"));
   }
   return absl::OkStatus();
 }

@@ -28,6 +28,10 @@ absl::Status CheckImagePath(absl::string_view field, absl::string_view path);
 inline constexpr uint64_t kMaxSizeBytes = (uint64_t{1} << 63) - 512;
 absl::Status CheckSize(absl::string_view field, uint64_t size_bytes);
 
+// The format of backing files, which need not be given, beside the format of the image.
+absl::Status CheckBackingFormat(absl::string_view field, v1::ImageFormat format,
+                                v1::ImageFormat backing_format);
+
 absl::Status CheckRateLimit(absl::string_view field, const v1::RateLimit& limit);
 absl::Status CheckDescription(absl::string_view field, absl::string_view description);
 absl::Status CheckAllowedClients(absl::string_view field,

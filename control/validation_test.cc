@@ -116,6 +116,14 @@ TEST(ValidationTest, ExportSpecs) {
   qcow2.mutable_image()->set_size_bytes(4096);
   ExpectRefused(CheckExportSpec(qcow2), "spec.image.size_bytes");
   qcow2.mutable_image()->set_size_bytes(0);
+  qcow2.mutable_image()->set_backing_format(v1::IMAGE_FORMAT_RAW);
+  EXPECT_TRUE(CheckExportSpec(qcow2).ok());
+  qcow2.mutable_image()->set_backing_format(v1::IMAGE_FORMAT_NULL);
+  ExpectRefused(CheckExportSpec(qcow2), "spec.image.backing_format");
+  v1::ExportSpec raw = Raw();
+  raw.mutable_image()->set_backing_format(v1::IMAGE_FORMAT_RAW);
+  ExpectRefused(CheckExportSpec(raw), "spec.image.backing_format");
+  qcow2.mutable_image()->clear_backing_format();
   qcow2.mutable_image()->set_snapshot(std::string(1025, 'x'));
   ExpectRefused(CheckExportSpec(qcow2), "spec.image.snapshot");
 }

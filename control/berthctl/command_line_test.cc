@@ -227,9 +227,10 @@ TEST_F(CommandLineTest, ExportCreateSendsEveryOption) {
   EXPECT_EQ(Request({"export", "create", "m", "--format=memory", "--size=1G", "--shared-writers"}),
             "CreateExport name: \"m\" spec { image { format: IMAGE_FORMAT_MEMORY size_bytes: 1073741824 } "
             "shared_writers: true }");
-  EXPECT_EQ(Request({"export", "create", "q", "/a", "-r", "--format=qcow2", "--snapshot=nightly"}),
+  EXPECT_EQ(Request({"export", "create", "q", "/a", "-r", "--format=qcow2", "--snapshot=nightly",
+                     "--backing-format=raw"}),
             "CreateExport name: \"q\" spec { image { path: \"/a\" format: IMAGE_FORMAT_QCOW2 "
-            "snapshot: \"nightly\" } read_only: true }");
+            "snapshot: \"nightly\" backing_format: IMAGE_FORMAT_RAW } read_only: true }");
   EXPECT_EQ(
       Request({"export", "create", "d", "/a", "-r", "-D", "a text", "-o", "1M", "--length=2M", "--cache=none",
                "--discard=ignore", "--iops=5", "--iops-burst=6", "--bps=7K", "--bps-burst=8K"}),

@@ -169,6 +169,7 @@ void AddImageOptions(CLI::App& command, const std::shared_ptr<v1::CreateExportRe
           "--snapshot", [image](const std::string& name) { image->set_snapshot(name); },
           "Show this internal snapshot of a qcow2 image, by its id or else its name; read-only")
       ->type_name("NAME");
+  AddBackingFormat(command, image);
   AddSize(command, "--size", "Size of a memory or null image",
           [image](uint64_t size) { image->set_size_bytes(size); });
 }

@@ -75,7 +75,7 @@ std::vector<std::string> EnumNames(const google::protobuf::EnumDescriptor* type)
 }
 
 const google::protobuf::EnumDescriptor* EnumOfOption(const std::string& long_name) {
-  if (long_name == "--format") return v1::ImageFormat_descriptor();
+  if (long_name == "--format" || long_name == "--backing-format") return v1::ImageFormat_descriptor();
   if (long_name == "--cache") return v1::CacheMode_descriptor();
   if (long_name == "--discard") return v1::DiscardMode_descriptor();
   return nullptr;

@@ -33,6 +33,15 @@ void AddFormat(CLI::App& command, const std::shared_ptr<Holder>& holder) {
           [holder](int format) { holder->set_format(static_cast<v1::ImageFormat>(format)); });
 }
 
+// --backing-format. `holder` as for AddFormat().
+template <typename Holder>
+void AddBackingFormat(CLI::App& command, const std::shared_ptr<Holder>& holder) {
+  AddEnum(command, "--backing-format",
+          "Format of a qcow2 image's backing files that the image does not state",
+          v1::ImageFormat_descriptor(),
+          [holder](int format) { holder->set_backing_format(static_cast<v1::ImageFormat>(format)); });
+}
+
 template <typename Request>
 void AddAllowShrink(CLI::App& command, const std::shared_ptr<Request>& request) {
   command.add_flag_callback(
