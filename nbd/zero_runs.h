@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "image/block/content_runs.h"
 
 namespace berth::nbd {
 
@@ -21,16 +22,10 @@ inline constexpr size_t kZeroGranule = size_t{32} << 10;
 // Shorter ones are sent as the data they are.
 inline constexpr size_t kShortestZeroRun = 512;
 
-struct ContentRun {
-  size_t length = 0;
-  bool zero = false;
-
-  bool operator==(const ContentRun&) const = default;
-};
-
-// The runs of `data`, which lies at `offset` in the export: in order, covering it, two neighbours never of a
-// kind. Pure; any thread.
-std::vector<ContentRun> FindZeroRuns(uint64_t offset, absl::Span<const uint8_t> data);
+// The runs of `data`, which lies at `offset` in the export (image/block/content_runs.h).
+inline std::vector<ContentRun> FindZeroRuns(uint64_t offset, absl::Span<const uint8_t> data) {
+  return berth::FindZeroRuns(offset, data, kZeroGranule, kShortestZeroRun);
+}
 
 }  // namespace berth::nbd
 
