@@ -23,11 +23,6 @@ absl::Status CheckFeatures(const Header& header) {
     return absl::FailedPreconditionError(
         "the image is marked as corrupt and may only be read; repair it with qemu-img check -r all");
   }
-  if ((header.incompatible_features & kDirty) != 0) {
-    return absl::FailedPreconditionError(
-        "the image was not closed after it was written with lazy refcounts; open it once with qemu-img check "
-        "-r all, which counts them again");
-  }
   return absl::OkStatus();
 }
 

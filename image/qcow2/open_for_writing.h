@@ -19,7 +19,7 @@ struct WritableState {
 };
 
 // Reads every refcount, checks that nothing overlaps, and clears the autoclear features that are not among
-// `maintained`. FAILED_PRECONDITION, with the way out, where the image says that it is dirty or corrupt;
+// `maintained`. FAILED_PRECONDITION, with the way out, where the image says that it is corrupt;
 // INVALID_ARGUMENT for broken tables. Blocks; not on a
 // reactor's thread.
 absl::StatusOr<WritableState> PrepareForWriting(BlockDevice& image, const Header& header,

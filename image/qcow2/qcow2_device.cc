@@ -11,6 +11,7 @@
 #include "image/qcow2/metadata_reader.h"
 #include "image/qcow2/open_for_writing.h"
 #include "image/qcow2/qcow2_channel.h"
+#include "image/qcow2/refcount_repair.h"
 #include "image/qcow2/writer.h"
 
 namespace berth {
@@ -84,9 +85,14 @@ absl::StatusOr<Header> ReadQcow2Header(BlockDevice& image) {
   return qcow2::DecodeHeader(bytes, image.size());
 }
 
-absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files, const Header& header,
+absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files, const Header& as_read,
                                                                const Qcow2Options& options) {
+  Header header = as_read;
   if (absl::Status status = CheckFiles(files, header); !status.ok()) return status;
+  if (options.writable && (header.incompatible_features & qcow2::kDirty) != 0 &&
+      (header.incompatible_features & qcow2::kCorrupt) == 0) {
+    if (absl::Status status = RepairRefcounts(*files.image, &header); !status.ok()) return status;
+  }
   uint64_t size = header.size;
   uint64_t l1_offset = header.l1_table_offset;
   uint64_t l1_entries = header.l1_size;

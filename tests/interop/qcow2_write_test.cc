@@ -356,6 +356,63 @@ TEST_F(Qcow2WriteTest, WeAndQemuChangeOneImageInTurn) {
   }
 }
 
+// What qemu left behind with lazy refcounts is opened, and a cut while that is repaired changes nothing.
+TEST_F(Qcow2WriteTest, ImagesThatWereNotClosedAreRepairedWhenTheyAreOpened) {
+  std::mt19937_64 random(3);
+  for (const std::string options :
+       {"cluster_size=512,refcount_bits=64,lazy_refcounts=on", "cluster_size=4k,lazy_refcounts=on",
+        "extended_l2=on,cluster_size=16k,lazy_refcounts=on"}) {
+    SCOPED_TRACE(options);
+    NewImage(options);
+    const auto qemu = [this](std::vector<std::string> commands) {
+      std::vector<std::string> arguments = {"qemu-io", "-f", "qcow2", "-t", "unsafe"};
+      for (const std::string& command : commands) arguments.insert(arguments.end(), {"-c", command});
+      arguments.push_back(Path("new"));
+      RunProgram(arguments);  // The last may end by a signal.
+    };
+    qemu({"write -P 1 0 150000", "write -P 5 -c 196608 65536"});
+    Run({"qemu-img", "snapshot", "-c", "s", Path("new")});
+    qemu({"write -P 2 10000 50000", "discard 100000 30000", "write -P 3 170000 20000", "flush", "abort"});
+    ReferenceModel model(kSize);
+    model.Write(0, std::vector<uint8_t>(150'000, 1));
+    model.Write(196'608, std::vector<uint8_t>(65'536, 5));
+    model.Write(10'000, std::vector<uint8_t>(50'000, 2));
+    model.Discard(100'000, 30'000);
+    model.Write(170'000, std::vector<uint8_t>(20'000, 3));
+    const std::vector<uint8_t> dirty = Bytes("new");
+    ASSERT_EQ(dirty[79] & 1, 1);
+    ASSERT_NE(RunProgram({"qemu-img", "check", "-f", "qcow2", Path("new")}).exit_code, 0);
+    auto cut = std::make_shared<PowerCutDevice>(Disk(dirty), dirty);
+    {
+      auto device = Open(cut, true);
+      ASSERT_TRUE(device.ok()) << device.status();
+    }
+    const size_t moments = cut->moments();
+    for (int trial = 0; trial < 12; ++trial) {
+      const size_t moment = trial == 0 ? moments : random() % (moments + 1);
+      SCOPED_TRACE(absl::StrCat("cut at ", moment, " of ", moments));
+      const std::shared_ptr<BlockDevice> disk = Disk(cut->DiskAfterCut(moment, random));
+      {
+        auto device = Open(disk, true);
+        ASSERT_TRUE(device.ok()) << device.status();
+        BlockingChannel channel(**device, pool_->at(0));
+        ASSERT_TRUE(model.Agrees(0, channel.Read(0, kSize)));
+        ASSERT_TRUE(channel.Write(40'000, PatternBytes(40'000, 30'000, 9)).ok());
+      }
+      const std::vector<uint8_t> after = BlockingChannel(*disk, pool_->at(0)).Read(0, disk->size());
+      ASSERT_EQ(after[79] & 1, 0);
+      WriteFile(Path("after"), std::string(after.begin(), after.end()));
+      const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("after")});
+      ASSERT_EQ(check.exit_code, 0) << check.output << check.errors;
+      // The snapshot's data was not touched.
+      Run({"qemu-img", "convert", "-f", "qcow2", "-l", "s", "-O", "raw", Path("after"), Path("raw")});
+      const std::vector<uint8_t> snapshot = Bytes("raw");
+      ASSERT_TRUE(
+          std::all_of(snapshot.begin(), snapshot.begin() + 150'000, [](uint8_t b) { return b == 1; }));
+    }
+  }
+}
+
 // What is discarded goes back to the file system, is used again, and the file ends where its clusters do.
 TEST_F(Qcow2WriteTest, FreedClustersGiveTheirSpaceBack) {
   NewImage("cluster_size=64k");
