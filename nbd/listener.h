@@ -42,6 +42,10 @@ class Listener {
   // As given, with the port that the system chose in the place of 0.
   const Address& address() const { return address_; }
 
+  // For whoever accepts connections itself, instead of Start(): the sockets, which listen. The file of a Unix
+  // socket stays this object's. Once.
+  std::vector<UniqueFd> TakeSockets() { return std::move(sockets_); }
+
   // Calls `on_connection` on `reactor`'s thread with every connection, and `on_end` once, after the last.
   // Where the process or the system has no descriptor or memory left, new clients wait until there is one
   // again; no client is dropped, and nothing spins. Once.

@@ -57,6 +57,8 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   }
   const ExportDirectory& directory() const { return *directory_; }
 
+  void Accepted(UniqueFd socket);
+
   // Of a connection, on its reactor.
   absl::Status Admit(Connection* connection, const Client& client);
   void Ended(Connection* connection, const std::string& peer, const absl::Status& reason);
@@ -65,7 +67,6 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   // Those that have the export `name`, or all of them where there is no name.
   using Selection = std::optional<absl::string_view>;
 
-  void Accepted(UniqueFd socket);
   // The reason where the connection is one too many.
   absl::Status CheckLimits(const std::string& site) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ListenerEnded();
@@ -230,7 +231,9 @@ Task<absl::Status> Server::Connection::StartTls() {
 }
 
 absl::Status Server::Connection::Authorize(const Export& served) const {
-  if (core_->options().allowed_clients.Allows(identity_) && served.allowed_clients.Allows(identity_)) {
+  const ServerOptions& options = core_->options();
+  if (options.allowed_clients.Allows(identity_) && served.allowed_clients.Allows(identity_) &&
+      (options.authorize == nullptr || options.authorize(identity_))) {
     return absl::OkStatus();
   }
   std::string who = "a client without a certificate or a pre-shared key";
@@ -476,6 +479,8 @@ Server::~Server() {
 absl::StatusOr<Address> Server::Listen(const Address& address, const ListenOptions& options) {
   return core_->Listen(address, options);
 }
+
+void Server::Serve(UniqueFd connection) { core_->Accepted(std::move(connection)); }
 
 absl::Status Server::Stop(absl::Time deadline) { return core_->Stop(Bounded(deadline)); }
 

@@ -22,8 +22,10 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "image/io/reactor_pool.h"
+#include "image/io/unique_fd.h"
 #include "nbd/access_rules.h"
 #include "nbd/address.h"
+#include "nbd/client_identity.h"
 #include "nbd/export.h"
 #include "nbd/handshake.h"
 #include "nbd/listener.h"
@@ -69,6 +71,8 @@ struct ServerOptions {
   std::function<std::shared_ptr<const TlsCredentials>()> tls_credentials;
   // Of all exports; an export's own come after them.
   AccessRules allowed_clients;
+  // What rules cannot say; null lets everybody in. Thread-safe, never blocks.
+  std::function<bool(const ClientIdentity&)> authorize;
 };
 
 struct ServerStatistics {
@@ -92,6 +96,10 @@ class Server {
   // Serves clients on one more address; returns it with the port that the system chose in the place of 0.
   // Errors as Listener::Open(); FAILED_PRECONDITION after Stop().
   absl::StatusOr<Address> Listen(const Address& address, const ListenOptions& options = {});
+
+  // Serves a connection that was accepted elsewhere. The observer hears of its end (Disconnected() or
+  // Rejected()), unless the server has been stopped.
+  void Serve(UniqueFd connection);
 
   // No new connections; requests that are under way finish and are answered, and handshakes are told
   // NBD_REP_ERR_SHUTDOWN. Returns when every connection is closed. At the deadline what is left is cut off;

@@ -2,6 +2,7 @@
 #include <memory>
 #include <utility>
 
+#include "image/filter/detect_zeroes.h"
 #include "image/filter/rate_limit.h"
 #include "image/filter/read_only.h"
 #include "image/filter/slice.h"
@@ -41,6 +42,12 @@ DeviceOr ReadOnly(uint64_t size) {
   return std::make_shared<ReadOnlyDevice>(*memory);
 }
 
+DeviceOr Detect(uint64_t size, ZeroDetection detection) {
+  DeviceOr memory = Memory(size);
+  if (!memory.ok()) return memory;
+  return std::make_shared<DetectZeroesDevice>(*memory, detection);
+}
+
 DeviceOr Limit(const DeviceOr& next, const RateLimits& limits) {
   if (!next.ok()) return next;
   return std::make_shared<RateLimitDevice>(*next, limits);
@@ -67,15 +74,19 @@ DeviceOr ReadOnlyStack(uint64_t size) {
 
 INSTANTIATE_TEST_SUITE_P(
     Filters, BlockDeviceConformance,
-    testing::Values(ConformanceCase{.name = "slice", .make = Slice},
-                    ConformanceCase{.name = "slice to the end", .make = SliceToTheEnd},
-                    ConformanceCase{.name = "read-only", .make = ReadOnly},
-                    ConformanceCase{.name = "no limit",
-                                    .make = [](uint64_t size) { return Limit(Memory(size), {}); }},
-                    ConformanceCase{.name = "rate limit",
-                                    .make = [](uint64_t size) { return Limit(Memory(size), kTight); }},
-                    ConformanceCase{.name = "slice over rate limit over slice", .make = Stack},
-                    ConformanceCase{.name = "rate limit over read-only over slice", .make = ReadOnlyStack}));
+    testing::Values(
+        ConformanceCase{.name = "slice", .make = Slice},
+        ConformanceCase{.name = "slice to the end", .make = SliceToTheEnd},
+        ConformanceCase{.name = "read-only", .make = ReadOnly},
+        ConformanceCase{.name = "detect zeroes",
+                        .make = [](uint64_t size) { return Detect(size, ZeroDetection::kOn); }},
+        ConformanceCase{.name = "detect zeroes and unmap",
+                        .make = [](uint64_t size) { return Detect(size, ZeroDetection::kUnmap); }},
+        ConformanceCase{.name = "no limit", .make = [](uint64_t size) { return Limit(Memory(size), {}); }},
+        ConformanceCase{.name = "rate limit",
+                        .make = [](uint64_t size) { return Limit(Memory(size), kTight); }},
+        ConformanceCase{.name = "slice over rate limit over slice", .make = Stack},
+        ConformanceCase{.name = "rate limit over read-only over slice", .make = ReadOnlyStack}));
 
 }  // namespace
 }  // namespace berth

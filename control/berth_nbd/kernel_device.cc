@@ -1,0 +1,131 @@
+#include "control/berth_nbd/kernel_device.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "nbd/capabilities.h"
+#include "nbd/wire.h"
+
+namespace berth::control {
+namespace {
+
+constexpr uint32_t kBlockSize = 512;
+constexpr uint32_t kUsefulConnections = 4;
+// The kernel takes a connection for dead that keeps a request so long.
+constexpr absl::Duration kRequestTimeout = absl::Seconds(120);
+constexpr absl::Duration kKernelTimeout = absl::Seconds(30);
+
+std::string DevicePath(uint32_t index) { return absl::StrCat("/dev/nbd", index); }
+
+std::optional<uint32_t> IndexOf(absl::string_view path) {
+  uint32_t index;
+  if (!absl::ConsumePrefix(&path, "/dev/nbd") || !absl::SimpleAtoi(path, &index)) return std::nullopt;
+  return index;
+}
+
+absl::StatusOr<uint32_t> ConnectionCount(uint64_t flags, uint32_t wanted) {
+  if ((flags & nbd::kFlagCanMultiConn) == 0) {
+    if (wanted <= 1) return 1;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "--connections is '", wanted, "'; this image can be used over one connection at a time"));
+  }
+  if (wanted != 0) return wanted;
+  return std::clamp(std::thread::hardware_concurrency(), 1u, kUsefulConnections);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KernelDevice>> KernelDevice::Attach(ReactorPool& reactors,
+                                                                   netlink::NbdKernel& kernel,
+                                                                   std::shared_ptr<const nbd::Export> served,
+                                                                   const KernelDeviceOptions& options,
+                                                                   absl::AnyInvocable<void()> on_end) {
+  netlink::ConnectRequest request;
+  if (options.device != "auto") request.index = IndexOf(options.device);
+  request.block_size = kBlockSize;
+  request.size_bytes = served->device->size() / kBlockSize * kBlockSize;
+  if (request.size_bytes == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("-c: the image has ", served->device->size(), " bytes, which is less than one sector"));
+  }
+  request.server_flags =
+      nbd::TransmissionFlags(*served, nbd::ReplyStyle::kSimple) & ~uint64_t{nbd::kFlagSendResize};
+  const absl::StatusOr<uint32_t> connections = ConnectionCount(request.server_flags, options.connections);
+  if (!connections.ok()) return connections.status();
+  request.timeout = kRequestTimeout;
+  nbd::SessionOptions session;
+  session.refuse_while_stopping = false;
+  absl::StatusOr<std::unique_ptr<DeviceSessions>> sessions =
+      DeviceSessions::Start(reactors, std::move(served), *connections, session, std::move(on_end));
+  if (!sessions.ok()) return sessions.status();
+  std::unique_ptr<KernelDevice> device(new KernelDevice(kernel, *std::move(sessions)));
+  request.sockets = device->sessions_->kernel_ends();
+  absl::StatusOr<uint32_t> index = kernel.Connect(request);
+  device->sessions_->CloseKernelEnds();
+  if (!index.ok()) {
+    return absl::Status(index.status().code(),
+                        absl::StrCat("-c is '", options.device, "': ", index.status().message()));
+  }
+  device->index_ = *index;
+  device->connected_ = true;
+  if (absl::Status status = kernel.WaitUntilUsable(*index, request.size_bytes, kKernelTimeout);
+      !status.ok()) {
+    return status;
+  }
+  return device;
+}
+
+KernelDevice::~KernelDevice() { End().IgnoreError(); }
+
+std::string KernelDevice::path() const { return DevicePath(index_); }
+
+absl::Status KernelDevice::End() {
+  absl::Status status;
+  if (std::exchange(connected_, false) && sessions_->running() > 0) status = kernel_.Disconnect(index_);
+  if (sessions_ == nullptr) return status;
+  sessions_->CloseKernelEnds();
+  sessions_->Stop();
+  if (sessions_->WaitUntilEnded(absl::Now() + kKernelTimeout)) {
+    sessions_.reset();
+    return status;
+  }
+  return absl::DeadlineExceededError(
+      absl::StrCat(sessions_->running(), " connections of ", path(),
+                   " did not end: their requests are stuck in the image's storage"));
+}
+
+absl::Status Detach(netlink::NbdKernel& kernel, const std::string& device) {
+  std::error_code error;
+  const std::filesystem::path resolved = std::filesystem::weakly_canonical(device, error);
+  const std::optional<uint32_t> index = IndexOf(error ? device : resolved.string());
+  if (!index.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat("-d: '", device.substr(0, 200), "' is not /dev/nbdN"));
+  }
+  absl::StatusOr<netlink::DeviceState> state = kernel.Inspect(*index);
+  if (!state.ok()) return state.status();
+  const std::string path = DevicePath(*index);
+  if (!state->exists) return absl::NotFoundError(absl::StrCat("-d: there is no device ", path));
+  if (state->IsFree()) return absl::OutOfRangeError(absl::StrCat("-d: nothing is connected to ", path));
+  if (!state->mount_points.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "-d: ", path, " is mounted at ", absl::StrJoin(state->mount_points, ", "), "; unmount it first"));
+  }
+  if (!state->holders.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "-d: ", path, " is held by ", absl::StrJoin(state->holders, ", "), "; take them away first"));
+  }
+  if (absl::Status status = kernel.Disconnect(*index); !status.ok()) return status;
+  return kernel.WaitUntilFree(*index, kKernelTimeout);
+}
+
+}  // namespace berth::control
