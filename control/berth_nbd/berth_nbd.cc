@@ -28,8 +28,26 @@ absl::Status DetachDevice(const CommandLine& line) {
   return status;
 }
 
+// What this version takes and cannot do yet.
+absl::Status CheckSupported(const CommandLine& line) {
+  const std::pair<bool, const char*> missing[] = {
+      {line.action == CommandLine::Action::kList, "-L"},
+      {line.image_options, "--image-opts"},
+      {line.temporary_overlay, "-s"},
+      {!line.objects.empty(), "--object"},
+      {!line.tls_credentials.empty(), "--tls-creds"},
+      {!line.traces.empty(), "--trace"},
+      {!line.metrics.empty(), "--metrics"},
+  };
+  for (const auto& [wanted, option] : missing) {
+    if (wanted) return absl::UnimplementedError(absl::StrCat(option, " is not in this version"));
+  }
+  return absl::OkStatus();
+}
+
 // `background` is where the process is one; it goes after the error was told, which its caller waits for.
 absl::Status ServeImage(const CommandLine& line, std::optional<Background>* background) {
+  if (absl::Status status = CheckSupported(line); !status.ok()) return status;
   absl::StatusOr<std::optional<UniqueFd>> activation = TakeActivationSocket(line);
   if (!activation.ok()) return activation.status();
   if (line.fork || (!line.device.empty() && !line.verbose)) {
