@@ -22,15 +22,15 @@ constexpr int kGiveKeysToKernel = 72;
 
 // The memory of records in the making, which a thread's connections use in turn: what leaves at once, as most
 // does, costs an idle connection nothing.
-std::vector<uint8_t>& SpareOutput() {
-  static thread_local std::vector<uint8_t> spare;
+std::vector<char>& SpareOutput() {
+  static thread_local std::vector<char> spare;
   return spare;
 }
 
-void GiveBack(std::vector<uint8_t>& memory) {
+void GiveBack(std::vector<char>& memory) {
   memory.clear();
   if (SpareOutput().capacity() < memory.capacity()) SpareOutput().swap(memory);
-  memory = std::vector<uint8_t>();
+  memory = std::vector<char>();
 }
 
 }  // namespace
@@ -63,8 +63,6 @@ BIO* RecordStream::NewBio() {
   BIO_set_init(bio, 1);
   return bio;
 }
-
-bool RecordStream::kernel_encrypts() const { return BIO_get_ktls_send(socket_bio_.get()); }
 
 int RecordStream::Write(BIO* bio, const char* data, int size) {
   auto* self = static_cast<RecordStream*>(BIO_get_data(bio));
@@ -112,10 +110,17 @@ long RecordStream::Control(BIO* bio, int command, long number, void* pointer) {
     case BIO_CTRL_PUSH:
     case BIO_CTRL_POP:
       return 0;
-    case kGiveKeysToKernel:
+    case kGiveKeysToKernel: {
       // What is received stays with the library, which in this version can hand it over for TLS 1.2 only.
       if (number == 0) return 0;
-      break;
+      const long result = BIO_ctrl(self->socket_bio_.get(), command, number, pointer);
+      self->kernel_encrypts_ = BIO_get_ktls_send(self->socket_bio_.get());
+      return result;
+    }
+    case BIO_CTRL_GET_KTLS_SEND:
+      return self->kernel_encrypts_ ? 1 : 0;
+    case BIO_CTRL_GET_KTLS_RECV:
+      return 0;
     default:
       break;
   }

@@ -30,7 +30,10 @@ class RecordStream {
   BIO* NewBio();
 
   // Whether the kernel encrypts what is sent: plain bytes go to the socket.
-  bool kernel_encrypts() const;
+  bool kernel_encrypts() const { return kernel_encrypts_; }
+
+  // Whether there are received bytes that the library has not read.
+  bool has_input() const { return input_begin_ < input_end_; }
 
   // Where to receive to. Only after the library asked for more, having taken everything there was.
   iovec PrepareSpace();
@@ -59,12 +62,14 @@ class RecordStream {
 
   const int socket_;
   const OpensslBio socket_bio_;  // Knows how to give keys to the kernel.
+  bool kernel_encrypts_ = false;
   std::vector<uint8_t> input_;
   size_t input_begin_ = 0;
   size_t input_end_ = 0;
   size_t space_ = 0;  // How much to receive at once.
-  std::vector<uint8_t> output_;
-  std::vector<uint8_t> leaving_;
+  // Of the library's own type of byte, as a vector copies others one at a time.
+  std::vector<char> output_;
+  std::vector<char> leaving_;
   size_t sent_ = 0;  // Of leaving_.
   bool sending_ = false;
 };

@@ -42,6 +42,11 @@ msghdr MessageOf(absl::Span<const iovec> vectors) {
   return message;
 }
 
+// The library tells what a call came to by this thread's queue of errors, which is seldom not empty.
+void ForgetErrors() {
+  if (ERR_peek_error() != 0) ERR_clear_error();
+}
+
 bool IsIpAddress(const std::string& name) {
   in6_addr address;
   return inet_pton(AF_INET, name.c_str(), &address) == 1 || inet_pton(AF_INET6, name.c_str(), &address) == 1;
@@ -125,10 +130,10 @@ OpensslTransport::OpensslTransport(Reactor& reactor, UniqueFd socket,
 OpensslTransport::~OpensslTransport() {
   // A failed connection must not be told that it ends well, and close_notify comes after all else or never.
   if (!established_ || shut_ || !failure_.empty() || encrypted_ > 0 || stream_.has_output()) return;
-  ERR_clear_error();
+  ForgetErrors();
   SSL_shutdown(tls_.get());
   stream_.SendOutput();
-  ERR_clear_error();
+  ForgetErrors();
 }
 
 // ---- The handshake.
@@ -201,7 +206,7 @@ Task<absl::Status> OpensslTransport::Handshake(absl::Duration timeout) {
 
 Task<absl::Status> OpensslTransport::Converse() {
   while (true) {
-    ERR_clear_error();
+    ForgetErrors();
     const int result = SSL_do_handshake(tls_.get());
     const int error = SSL_get_error(tls_.get(), result);
     absl::Status status;
@@ -321,7 +326,9 @@ int OpensslTransport::Decrypt(absl::Span<const iovec> vectors) {
 }
 
 int OpensslTransport::DecryptInto(uint8_t* data, size_t size) {
-  ERR_clear_error();
+  // To find that there is nothing would cost as much as to decrypt a request.
+  if (!stream_.has_input() && SSL_pending(tls_.get()) == 0) return -EAGAIN;
+  ForgetErrors();
   const int count = SSL_read(tls_.get(), data, static_cast<int>(std::min<size_t>(size, INT_MAX)));
   if (count > 0) return count;
   switch (SSL_get_error(tls_.get(), count)) {
@@ -425,7 +432,7 @@ int OpensslTransport::Encrypt(absl::Span<const iovec> vectors) {
 }
 
 int OpensslTransport::EncryptRecords(const uint8_t* data, size_t size) {
-  ERR_clear_error();
+  ForgetErrors();
   size_t written = 0;
   // In memory there is always room: all or an error.
   if (SSL_write_ex(tls_.get(), data, size, &written) == 1 && written == size) return 0;
