@@ -11,9 +11,11 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "image/io/blocking_pool.h"
 #include "nbd/tls/openssl_error.h"
 #include "nbd/tls/pem.h"
 #include "nbd/tls/record_stream.h"
@@ -47,6 +49,15 @@ void ForgetErrors() {
   if (ERR_peek_error() != 0) ERR_clear_error();
 }
 
+// Where handshakes are worked on: a signature takes a reactor's other connections up to some milliseconds,
+// and so does a chain of certificates that somebody made to be slow. At most one step of each connection
+// waits.
+BlockingPool& HandshakeThreads() {
+  static BlockingPool& pool =
+      *new BlockingPool(std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2, 1, 4));
+  return pool;
+}
+
 bool IsIpAddress(const std::string& name) {
   in6_addr address;
   return inet_pton(AF_INET, name.c_str(), &address) == 1 || inet_pton(AF_INET6, name.c_str(), &address) == 1;
@@ -74,8 +85,17 @@ class OpensslTransport final : public TlsTransport {
   static unsigned GiveOwnKey(SSL* tls, const char* hint, char* user, unsigned user_most, unsigned char* key,
                              unsigned most);
 
+  // What the library came to with the records that there are.
+  struct Step {
+    absl::Status status = absl::OkStatus();
+    bool over = false;
+    bool wants_records = false;
+  };
+
   absl::Status Prepare();
   Task<absl::Status> Converse();
+  // On a thread of HandshakeThreads(), while the reactor's has nothing to do with this connection.
+  Step TakeStep();
   absl::Status HandshakeError(int error) const;
   void LearnPeer();
 
@@ -204,23 +224,25 @@ Task<absl::Status> OpensslTransport::Handshake(absl::Duration timeout) {
   co_return status;
 }
 
+OpensslTransport::Step OpensslTransport::TakeStep() {
+  ForgetErrors();
+  const int result = SSL_do_handshake(tls_.get());
+  if (result == 1) return {.over = true};
+  const int error = SSL_get_error(tls_.get(), result);
+  if (error == SSL_ERROR_WANT_READ) return {.wants_records = true};
+  if (error == SSL_ERROR_WANT_WRITE) return {};
+  return {.status = HandshakeError(error)};
+}
+
 Task<absl::Status> OpensslTransport::Converse() {
   while (true) {
-    ForgetErrors();
-    const int result = SSL_do_handshake(tls_.get());
-    const int error = SSL_get_error(tls_.get(), result);
-    absl::Status status;
-    if (result != 1 && error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
-      status = HandshakeError(error);
-    }
+    const Step step = co_await HandshakeThreads().Run(reactor_, [this] { return TakeStep(); });
     // The last words, an alert that says why, leave as well.
     const int sent = co_await SendRecords();
-    if (!status.ok()) co_return status;
+    if (!step.status.ok()) co_return step.status;
     if (sent < 0) co_return absl::UnavailableError(absl::StrCat("TLS handshake: send: ", strerror(-sent)));
-    if (result == 1) co_return absl::OkStatus();
-    // Signatures are work; others have their turn in between.
-    co_await reactor_.Yield();
-    if (error != SSL_ERROR_WANT_READ) continue;
+    if (step.over) co_return absl::OkStatus();
+    if (!step.wants_records) continue;
     const int received = co_await ReceiveRecords();
     if (received == 0) co_return absl::UnavailableError("the connection was closed in the TLS handshake");
     if (received < 0) {

@@ -1,6 +1,7 @@
 // TlsTransport: a connection under TLS, on a connected stream socket (TCP or Unix).
 //
-// Its I/O goes through the reactor's ring like a plain transport's, and never blocks the reactor. Where the
+// Its I/O goes through the reactor's ring like a plain transport's, and never blocks the reactor; the work of
+// the handshake is done on threads that all connections of the process share. Where the
 // kernel can encrypt what is sent (the module `tls`, on TCP), it does, and a send costs what it costs in
 // clear.
 //
