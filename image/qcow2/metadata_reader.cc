@@ -46,13 +46,21 @@ absl::Status ReadMetadata(BlockDevice& device, uint64_t offset, absl::Span<uint8
   return Describe(RunOnFile(device, read), "read", offset, out.size());
 }
 
-absl::Status WriteMetadata(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data) {
-  const auto write = [&](Reactor&, BlockChannel& channel) -> Task<IoResult> {
-    IoResult result = co_await channel.Write(offset, data, WriteFlags::kNone);
-    if (result.ok()) result = co_await channel.Flush();
-    co_return result;
+absl::Status WriteUnflushed(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data) {
+  const auto write = [&](Reactor&, BlockChannel& channel) {
+    return channel.Write(offset, data, WriteFlags::kNone);
   };
   return Describe(RunOnFile(device, write), "write", offset, data.size());
+}
+
+absl::Status FlushFile(BlockDevice& device) {
+  const auto flush = [](Reactor&, BlockChannel& channel) { return channel.Flush(); };
+  return Describe(RunOnFile(device, flush), "flush", 0, device.size());
+}
+
+absl::Status WriteMetadata(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data) {
+  absl::Status status = WriteUnflushed(device, offset, data);
+  return status.ok() ? FlushFile(device) : status;
 }
 
 }  // namespace berth::qcow2

@@ -18,7 +18,11 @@ namespace berth::qcow2 {
 // Fills `out`, which lies inside the device and is not empty. Blocks; any thread but a reactor's.
 absl::Status ReadMetadata(BlockDevice& device, uint64_t offset, absl::Span<uint8_t> out);
 
-// Writes `data` inside the device and flushes it. Blocks; any thread but a reactor's.
+// Writes `data` inside the device. Blocks; any thread but a reactor's.
+absl::Status WriteUnflushed(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data);
+// What was written is on stable storage. Blocks; any thread but a reactor's.
+absl::Status FlushFile(BlockDevice& device);
+// Both.
 absl::Status WriteMetadata(BlockDevice& device, uint64_t offset, absl::Span<const uint8_t> data);
 
 // Calls `function` with a channel of the device, on its reactor, and waits for the end of its task.

@@ -7,11 +7,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "image/io/big_endian.h"
+#include "image/io/progress.h"
+#include "image/qcow2/check/check.h"
 #include "image/qcow2/format/snapshot_table.h"
 #include "image/qcow2/metadata_reader.h"
 #include "image/qcow2/open_for_writing.h"
 #include "image/qcow2/qcow2_channel.h"
-#include "image/qcow2/refcount_repair.h"
 #include "image/qcow2/writer.h"
 
 namespace berth {
@@ -69,6 +70,19 @@ absl::Status CheckFiles(const Qcow2Files& files, const Header& header) {
   return absl::OkStatus();
 }
 
+// Of an image that was not closed after it was written with lazy refcounts.
+absl::StatusOr<Header> CountReferencesAgain(BlockDevice& image, const Header& header) {
+  Progress unseen;
+  absl::StatusOr<qcow2::CheckResult> result = CheckImage(image, header, qcow2::Repair::kAll, unseen);
+  if (!result.ok()) return result.status();
+  if (result->corruptions > 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the image was not closed after it was written with lazy refcounts, and ", result->corruptions,
+        " of its entries are broken (", result->findings.front(), "); it may only be read"));
+  }
+  return ReadQcow2Header(image);
+}
+
 }  // namespace
 
 absl::StatusOr<Header> ReadQcow2Header(BlockDevice& image) {
@@ -91,7 +105,9 @@ absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files,
   if (absl::Status status = CheckFiles(files, header); !status.ok()) return status;
   if (options.writable && (header.incompatible_features & qcow2::kDirty) != 0 &&
       (header.incompatible_features & qcow2::kCorrupt) == 0) {
-    if (absl::Status status = RepairRefcounts(*files.image, &header); !status.ok()) return status;
+    absl::StatusOr<Header> repaired = CountReferencesAgain(*files.image, header);
+    if (!repaired.ok()) return repaired.status();
+    header = *std::move(repaired);
   }
   uint64_t size = header.size;
   uint64_t l1_offset = header.l1_table_offset;
