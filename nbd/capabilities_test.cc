@@ -99,6 +99,7 @@ TEST(CapabilitiesTest, ReadOnlyByTheExportOrByTheDevice) {
 }
 
 TEST(CapabilitiesTest, DontFragmentNeedsStructuredReplies) {
+  EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kSimple), kWritable);
   EXPECT_EQ(Flags(Plain(), false, false, ReplyStyle::kStructured), kWritable | kDf);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "image/io/blocking_pool.h"
@@ -64,6 +65,12 @@ uint32_t StatusOf(const Extent& extent) {
   if (!extent.allocated) status |= kStateHole;
   if (extent.zero) status |= kStateZero;
   return status;
+}
+
+// In the system's words, which are literals.
+Refusal DeviceFailure(IoResult result) {
+  const char* const words = strerrordesc_np(result.error);
+  return {result.error, words == nullptr ? "" : words, {}};
 }
 
 // Resizes are rare, and one at a time by contract. Made with the first and never destroyed, as sessions may
@@ -240,7 +247,7 @@ Task<void> Executor::ServeBlockStatus(Request request, ContextMask contexts, int
   }
   bytes_held_ -= BlockStatusBytes();
   Observe(request, result, started);
-  if (!result.ok()) writer_.Failure(request, {result.error, "", {}});
+  if (!result.ok()) writer_.Failure(request, DeviceFailure(result));
   Answered();
 }
 
@@ -285,7 +292,7 @@ Task<void> Executor::Resize(Request request, Gate::Holder) {
 void Executor::Finish(const Request& request, IoResult result, Buffer payload, int64_t started) {
   Observe(request, result, started);
   if (!result.ok()) {
-    writer_.Failure(request, {result.error, "", {}});
+    writer_.Failure(request, DeviceFailure(result));
   } else if (request.command == Command::kRead) {
     writer_.Data(request, std::move(payload));
   } else {

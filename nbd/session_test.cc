@@ -387,6 +387,7 @@ TEST_F(SessionStructuredTest, ErrorsAreChunks) {
   chunk = AskChunk(Command::kRead, 0, 512);
   EXPECT_EQ(chunk.header.type, ChunkType::kError);
   EXPECT_EQ(chunk.error(), Error::kIo);
+  EXPECT_EQ(chunk.message(), "Input/output error");
 }
 
 TEST_F(SessionStructuredTest, BlockStatusTellsDataFromHoles) {

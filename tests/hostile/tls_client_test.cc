@@ -287,6 +287,18 @@ TEST_F(TlsClientTest, AnAddressHasSoManyConnectionsAndOthersAreServed) {
   EXPECT_TRUE(next.Enter());
 }
 
+// NBD_CMD_DISC: what was asked for is answered, then TLS ends, then the socket.
+TEST_F(TlsClientTest, ADisconnectEndsTlsInOrder) {
+  Start();
+  TlsByteClient client = ConnectTls();
+  ASSERT_TRUE(client.Enter());
+  constexpr uint16_t kDisconnect = 2;
+  ASSERT_TRUE(client.Send(Request(0, 0, 4096, 7) + Request(kDisconnect, 0, 0, 8)));
+  EXPECT_EQ(client.Receive(16 + 4096).substr(0, 16), U32(0x67446698) + U32(0) + U64(7));
+  EXPECT_TRUE(client.EndsInOrder());
+  EXPECT_TRUE(client.socket().HangsUp());
+}
+
 // A server that stops: what runs is answered, what still arrives is told, and TLS ends before the socket.
 TEST_F(TlsClientTest, AStopEndsTlsInOrder) {
   auto faulty = std::make_shared<FaultyDevice>(std::make_shared<NullDevice>(uint64_t{1} << 30));

@@ -29,6 +29,7 @@ def connect(structured=True):
     client.set_request_structured_replies(structured)
     if structured:
         client.add_meta_context("base:allocation")
+    client.set_uri_allow_local_file(True)  # Of credentials for TLS.
     client.connect_uri(URI)
     # The server judges, not the library.
     client.set_strict_mode(0)

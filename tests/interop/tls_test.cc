@@ -14,6 +14,7 @@
 #include "nbd/tls/test_authority.h"
 #include "nlohmann/json.hpp"
 #include "tests/interop/interop_fixture.h"
+#include "tests/interop/peer.h"
 
 namespace berth::testing {
 namespace {
@@ -152,7 +153,84 @@ TEST_P(TlsClientsTest, QemuImgAndQemuIo) {
   EXPECT_THAT(Run(io), Not(HasSubstr("verification failed")));
 }
 
+// The other programs, over one way for each proof.
+class TlsToolsTest : public TlsClientsTest {
+ protected:
+  // nbdkit's nbd plugin, a client under TLS that serves others in the clear.
+  std::vector<std::string> ProxyCommand() const {
+    std::vector<std::string> command = {"nbdkit", "-f", "nbd", "export=disk", "shared=true", "tls=require"};
+    if (GetParam().proof == Proof::kPsk) {
+      command.insert(command.end(), {"tls-username=alice", "tls-psk=" + keys_.File("keys.psk")});
+    } else {
+      command.push_back("tls-certificates=" + folder_.path());
+    }
+    if (GetParam().way == Way::kUnix) {
+      command.push_back("socket=" + server_->socket_path());
+    } else {
+      command.insert(command.end(), {"hostname=localhost", absl::StrCat("port=", server_->ipv4_port())});
+    }
+    return command;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Cases, TlsToolsTest,
+                         ::testing::Values(Case{Proof::kCertificates, false, Way::kIpv4},
+                                           Case{Proof::kPsk, false, Way::kUnix}),
+                         CaseName);
+
+TEST_P(TlsToolsTest, EveryCommandAndFlag) {
+  Start({.size = 64 * kMiB});
+  Run({"/usr/bin/python3", "tests/interop/commands.py", LibnbdUri()});
+}
+
+// What they print of an export is the same as in the clear.
+TEST_P(TlsToolsTest, MapsAndDumpsAreThoseInTheClear) {
+  TlsTest::Start(nbd::TlsMode::kAllow, GetParam().proof == Proof::kPsk, {.size = 9 * kMiB});
+  Run({"qemu-io", "-f", "raw", "-c", "write -P 0x5a 1M 64k", "-c", "write -P 1 5M 1M", server_->uri()});
+  const std::vector<std::string> looks[] = {
+      {"nbdinfo", "--map"}, {"nbdinfo", "--map", "--totals", "--json"}, {"nbdinfo", "--size"}, {"nbddump"}};
+  for (std::vector<std::string> look : looks) {
+    std::vector<std::string> in_clear = look;
+    look.push_back(LibnbdUri());
+    in_clear.push_back(server_->uri());
+    EXPECT_EQ(Run(look), Run(in_clear));
+  }
+  std::vector<std::string> map = Qemu({"qemu-img", "map", "--output=json", "--image-opts"});
+  map.push_back(QemuImage());
+  EXPECT_EQ(json::parse(Run(map)),
+            json::parse(Run({"qemu-img", "map", "--output=json", "-f", "raw", server_->uri()})));
+  std::vector<std::string> compare = Qemu({"qemu-img", "compare", "--image-opts", QemuImage()});
+  compare.push_back("driver=raw,file.driver=file,file.locking=off,file.filename=" + server_->image_path());
+  Run(compare);
+}
+
+// fio's engine and libnbd's module cannot be told where credentials are by an option of their own, so they
+// come through nbdkit.
+TEST_P(TlsToolsTest, NbdkitInFront) {
+  Start({.size = 64 * kMiB});
+  auto proxy = Peer::Start(ProxyCommand(), server_->folder());
+  ASSERT_TRUE(proxy.ok()) << proxy.status();
+  const std::string uri = (*proxy)->Uri("");
+  Run({"/usr/bin/python3", "tests/interop/commands.py", uri});
+  Run({"fio", "--name=verify", "--ioengine=nbd", "--uri=" + uri, "--rw=randrw", "--bsrange=512-64k",
+       "--iodepth=32", "--size=32M", "--io_size=8M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
+       "--randseed=7", "--output=" + Path("report")});
+}
+
 class TlsModesTest : public TlsTest {};
+
+// nbd-client has certificates, and no keys shared beforehand.
+TEST_F(TlsModesTest, NbdClientLists) {
+  Start(nbd::TlsMode::kRequire, false, {.size = kMiB});
+  const std::vector<std::string> list = {"/usr/sbin/nbd-client", "-l", "localhost",
+                                         std::to_string(server_->ipv4_port())};
+  EXPECT_THAT(RunProgram(list).output, Not(HasSubstr("disk")));
+  std::vector<std::string> under_tls = list;
+  under_tls.insert(under_tls.end(),
+                   {"-certfile", folder_.File("client-cert.pem"), "-keyfile", folder_.File("client-key.pem"),
+                    "-cacertfile", folder_.File("ca-cert.pem")});
+  EXPECT_THAT(Run(under_tls), HasSubstr("\ndisk"));
+}
 
 // "FORCEDTLS mode", to clients that come without TLS, and what they tell people.
 TEST_F(TlsModesTest, RequiredTlsIsToldToClientsWithout) {
