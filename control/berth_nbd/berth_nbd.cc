@@ -5,14 +5,17 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "control/berth_nbd/background.h"
 #include "control/berth_nbd/command_line.h"
+#include "control/berth_nbd/export_list.h"
 #include "control/berth_nbd/kernel_device.h"
 #include "control/berth_nbd/listening.h"
+#include "control/berth_nbd/objects.h"
 #include "control/berth_nbd/report.h"
 #include "control/berth_nbd/service.h"
 #include "image/io/unique_fd.h"
@@ -28,26 +31,26 @@ absl::Status DetachDevice(const CommandLine& line) {
   return status;
 }
 
-// What this version takes and cannot do yet.
-absl::Status CheckSupported(const CommandLine& line) {
-  const std::pair<bool, const char*> missing[] = {
-      {line.action == CommandLine::Action::kList, "-L"},
-      {line.image_options, "--image-opts"},
-      {line.temporary_overlay, "-s"},
-      {!line.objects.empty(), "--object"},
-      {!line.tls_credentials.empty(), "--tls-creds"},
-      {!line.traces.empty(), "--trace"},
-      {!line.metrics.empty(), "--metrics"},
-  };
-  for (const auto& [wanted, option] : missing) {
-    if (wanted) return absl::UnimplementedError(absl::StrCat(option, " is not in this version"));
+absl::Status PrintList(const CommandLine& line) {
+  absl::StatusOr<std::optional<UniqueFd>> activation = TakeActivationSocket(line);
+  if (!activation.ok()) return activation.status();
+  const absl::StatusOr<Objects> objects = Objects::Parse(line.objects);
+  if (!objects.ok()) return objects.status();
+  std::shared_ptr<const nbd::TlsCredentials> credentials;
+  if (!line.tls_credentials.empty()) {
+    absl::StatusOr<std::shared_ptr<const nbd::TlsCredentials>> found =
+        objects->Credentials(line.tls_credentials, /*server=*/false);
+    if (!found.ok()) return found.status();
+    credentials = *std::move(found);
   }
+  const absl::StatusOr<std::vector<nbd::ListedExport>> exports = FetchExports(line, std::move(credentials));
+  if (!exports.ok()) return exports.status();
+  std::fputs((line.json ? ExportListJson(*exports) : ExportListText(*exports)).c_str(), stdout);
   return absl::OkStatus();
 }
 
 // `background` is where the process is one; it goes after the error was told, which its caller waits for.
 absl::Status ServeImage(const CommandLine& line, std::optional<Background>* background) {
-  if (absl::Status status = CheckSupported(line); !status.ok()) return status;
   absl::StatusOr<std::optional<UniqueFd>> activation = TakeActivationSocket(line);
   if (!activation.ok()) return activation.status();
   if (line.fork || (!line.device.empty() && !line.verbose)) {
@@ -69,6 +72,7 @@ absl::Status Run(const CommandLine& line, std::optional<Background>* background)
     case CommandLine::Action::kDisconnect:
       return DetachDevice(line);
     case CommandLine::Action::kList:
+      return PrintList(line);
     case CommandLine::Action::kServe:
       return ServeImage(line, background);
   }

@@ -6,22 +6,25 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "control/berth_nbd/format_probe.h"
 #include "control/berth_nbd/guessed_raw.h"
+#include "control/berth_nbd/image_tree.h"
+#include "control/berth_nbd/option_tree.h"
 #include "image/filter/detect_zeroes.h"
 #include "image/filter/slice.h"
 #include "image/io/reactor_pool.h"
 #include "image/io/unique_fd.h"
 #include "image/opener/image_roots.h"
-#include "image/opener/internal_snapshots.h"
-#include "image/opener/opener.h"
+#include "image/opener/temporary_overlay.h"
 #include "image/partition/partition_table.h"
 
 namespace berth::control {
@@ -76,29 +79,43 @@ absl::StatusOr<ImageFormat> NamedFormat(const std::string& name) {
       absl::StrCat("-f is '", name.substr(0, 200), "'; it must be raw or qcow2"));
 }
 
-absl::StatusOr<std::string> SnapshotId(const std::string& file, const SnapshotChoice& choice) {
-  if (choice.id_or_name.has_value()) return *choice.id_or_name;
-  return FindInternalSnapshot(file, ImageRoots::Anywhere(), choice.id, choice.name);
-}
+struct Opened {
+  std::shared_ptr<BlockDevice> device;
+  std::string warning;
+};
 
-absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFile(const CommandLine& line, ImageFormat format) {
-  ImageSpec spec;
-  spec.format = format;
-  spec.path = line.file;
-  spec.cache = line.cache;
-  spec.discard = line.discard;
-  spec.read_only = line.read_only;
-  if (line.snapshot.has_value()) {
-    if (format != ImageFormat::kQcow2) {
-      return absl::InvalidArgumentError("-l needs a qcow2 image; others have no snapshots");
-    }
-    absl::StatusOr<std::string> id = SnapshotId(line.file, *line.snapshot);
-    if (!id.ok()) return id.status();
-    if (id->empty())
-      return absl::InvalidArgumentError("-l is ''; it must be the id or the name of a snapshot");
-    spec.snapshot = *std::move(id);
+absl::StatusOr<Opened> OpenFile(const CommandLine& line, const Objects& objects) {
+  ImageModes modes;
+  modes.cache = line.cache;
+  modes.discard = line.discard;
+  // What lies under an overlay is not changed.
+  modes.read_only = line.read_only || line.temporary_overlay;
+  modes.snapshot = line.snapshot;
+  absl::StatusOr<std::shared_ptr<BlockDevice>> device;
+  Guess guess;
+  if (line.image_options || absl::StartsWith(line.file, "json:")) {
+    const absl::StatusOr<OptionTree> tree = OptionTree::Parse(line.file, "");
+    if (!tree.ok()) return tree.status();
+    device = OpenImageTree(*tree, modes, objects);
+  } else if (line.format.has_value()) {
+    const absl::StatusOr<ImageFormat> format = NamedFormat(*line.format);
+    if (!format.ok()) return format.status();
+    device = OpenImageFile(*format, line.file, modes);
+  } else {
+    absl::StatusOr<Guess> guessed = GuessFormat(line.file);
+    if (!guessed.ok()) return guessed.status();
+    guess = *std::move(guessed);
+    device = OpenImageFile(guess.format, line.file, modes);
   }
-  return OpenImage(spec, ImageRoots::Anywhere());
+  if (!device.ok()) return device.status();
+  if (line.temporary_overlay) {
+    const char* directory = getenv("TMPDIR");
+    device = OpenTemporaryOverlay(*std::move(device), directory == nullptr ? "/var/tmp" : directory);
+    if (!device.ok()) return device.status();
+  } else if (!guess.warning.empty() && !line.read_only) {
+    *device = std::make_shared<GuessedRawDevice>(*std::move(device));
+  }
+  return Opened{*std::move(device), std::move(guess.warning)};
 }
 
 absl::StatusOr<std::shared_ptr<BlockDevice>> ShowPart(const CommandLine& line, Reactor& reactor,
@@ -127,23 +144,13 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> ShowPart(const CommandLine& line, R
 
 }  // namespace
 
-absl::StatusOr<ServedImage> OpenServedImage(const CommandLine& line, Reactor& reactor) {
+absl::StatusOr<ServedImage> OpenServedImage(const CommandLine& line, const Objects& objects,
+                                            Reactor& reactor) {
   ServedImage image;
-  absl::StatusOr<Guess> guess = Guess{};
-  if (line.format.has_value()) {
-    absl::StatusOr<ImageFormat> named = NamedFormat(*line.format);
-    if (!named.ok()) return named.status();
-    guess->format = *named;
-  } else {
-    guess = GuessFormat(line.file);
-    if (!guess.ok()) return About(line.file, guess.status());
-    image.warning = guess->warning;
-  }
-  absl::StatusOr<std::shared_ptr<BlockDevice>> device = OpenFile(line, guess->format);
-  if (!device.ok()) return About(line.file, device.status());
-  if (!guess->warning.empty() && !line.read_only)
-    *device = std::make_shared<GuessedRawDevice>(*std::move(device));
-  device = ShowPart(line, reactor, *std::move(device));
+  absl::StatusOr<Opened> opened = OpenFile(line, objects);
+  if (!opened.ok()) return About(line.file, opened.status());
+  image.warning = std::move(opened->warning);
+  absl::StatusOr<std::shared_ptr<BlockDevice>> device = ShowPart(line, reactor, std::move(opened->device));
   if (!device.ok()) return About(line.file, device.status());
   if (line.detect_zeroes != ZeroDetection::kOff) {
     *device = std::make_shared<DetectZeroesDevice>(*std::move(device), line.detect_zeroes);

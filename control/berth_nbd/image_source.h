@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "control/berth_nbd/command_line.h"
+#include "control/berth_nbd/objects.h"
 #include "control/berth_nbd/served_device.h"
 #include "image/io/reactor.h"
 
@@ -19,7 +20,8 @@ struct ServedImage {
 
 // Opens the image, and over it what the options ask for: a temporary overlay, an offset or a partition,
 // detection of zeroes. `reactor` does the reading that this needs; not on its thread. Errors name the file.
-absl::StatusOr<ServedImage> OpenServedImage(const CommandLine& line, Reactor& reactor);
+absl::StatusOr<ServedImage> OpenServedImage(const CommandLine& line, const Objects& objects,
+                                            Reactor& reactor);
 
 }  // namespace berth::control
 

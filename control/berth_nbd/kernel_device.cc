@@ -1,7 +1,12 @@
 #include "control/berth_nbd/kernel_device.h"
 
+#include <poll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -13,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "image/io/unique_fd.h"
 #include "nbd/capabilities.h"
 #include "nbd/wire.h"
 
@@ -23,6 +29,8 @@ constexpr uint32_t kBlockSize = 512;
 constexpr uint32_t kUsefulConnections = 4;
 // The kernel takes a connection for dead that keeps a request so long.
 constexpr absl::Duration kRequestTimeout = absl::Seconds(120);
+// Says to Detach() which process to wait for.
+constexpr char kBackendPrefix[] = "berth-nbd:";
 constexpr absl::Duration kKernelTimeout = absl::Seconds(30);
 
 std::string DevicePath(uint32_t index) { return absl::StrCat("/dev/nbd", index); }
@@ -41,6 +49,27 @@ absl::StatusOr<uint32_t> ConnectionCount(uint64_t flags, uint32_t wanted) {
   }
   if (wanted != 0) return wanted;
   return std::clamp(std::thread::hardware_concurrency(), 1u, kUsefulConnections);
+}
+
+// The berth-nbd behind a device, where it is one, and in this pid namespace.
+UniqueFd ServerOf(const netlink::DeviceState& state) {
+  absl::string_view text = state.backend_identifier;
+  pid_t pid;
+  if (!absl::ConsumePrefix(&text, kBackendPrefix) || !absl::SimpleAtoi(text, &pid)) return UniqueFd();
+  std::string name;
+  std::ifstream(absl::StrCat("/proc/", pid, "/comm")) >> name;
+  if (name != "berth-nbd" && name != "qemu-nbd") return UniqueFd();
+  return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+}
+
+// Whoever detached a device may use its image at once: it has been closed.
+absl::Status WaitForEnd(const UniqueFd& server, const std::string& device) {
+  if (!server) return absl::OkStatus();
+  pollfd event = {server.get(), POLLIN, 0};
+  if (poll(&event, 1, static_cast<int>(absl::ToInt64Milliseconds(kKernelTimeout))) == 1)
+    return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat(
+      "-d: ", device, " is free, and its server has not closed the image yet; look at its storage"));
 }
 
 }  // namespace
@@ -63,6 +92,7 @@ absl::StatusOr<std::unique_ptr<KernelDevice>> KernelDevice::Attach(ReactorPool& 
   const absl::StatusOr<uint32_t> connections = ConnectionCount(request.server_flags, options.connections);
   if (!connections.ok()) return connections.status();
   request.timeout = kRequestTimeout;
+  request.backend_identifier = absl::StrCat(kBackendPrefix, getpid());
   nbd::SessionOptions session;
   session.refuse_while_stopping = false;
   absl::StatusOr<std::unique_ptr<DeviceSessions>> sessions =
@@ -124,8 +154,10 @@ absl::Status Detach(netlink::NbdKernel& kernel, const std::string& device) {
     return absl::FailedPreconditionError(absl::StrCat(
         "-d: ", path, " is held by ", absl::StrJoin(state->holders, ", "), "; take them away first"));
   }
+  const UniqueFd server = ServerOf(*state);
   if (absl::Status status = kernel.Disconnect(*index); !status.ok()) return status;
-  return kernel.WaitUntilFree(*index, kKernelTimeout);
+  if (absl::Status status = kernel.WaitUntilFree(*index, kKernelTimeout); !status.ok()) return status;
+  return WaitForEnd(server, path);
 }
 
 }  // namespace berth::control

@@ -3,29 +3,11 @@
 #include <cstdio>
 #include <string>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "control/berth_nbd/one_line.h"
 #include "nlohmann/json.hpp"
 
 namespace berth::control {
-namespace {
-
-// Control characters, a line's end above all, as \n and \x1b; UTF-8 stays.
-std::string OneLine(absl::string_view text) {
-  std::string line;
-  for (const char next : text) {
-    const unsigned char byte = static_cast<unsigned char>(next);
-    if (byte < 0x20 || byte == 0x7f) {
-      absl::StrAppend(&line, absl::CHexEscape(absl::string_view(&next, 1)));
-    } else {
-      line.push_back(next);
-    }
-  }
-  return line;
-}
-
-}  // namespace
-
 void Report(absl::string_view program, bool json, const absl::Status& error) {
   const std::string message(error.message());
   std::string line;

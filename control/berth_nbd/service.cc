@@ -29,6 +29,7 @@
 #include "control/berth_nbd/image_source.h"
 #include "control/berth_nbd/kernel_device.h"
 #include "control/berth_nbd/listening.h"
+#include "control/berth_nbd/objects.h"
 #include "control/berth_nbd/pid_file.h"
 #include "control/stop_guard.h"
 #include "image/io/reactor_pool.h"
@@ -90,6 +91,7 @@ class Service {
  private:
   absl::Status Start(std::optional<UniqueFd> activation);
   absl::Status OpenImage();
+  absl::Status UseTls(nbd::ServerOptions* options) const;
   absl::Status AttachDevice();
   absl::Status Announce();
   // Until there is a reason to end.
@@ -105,6 +107,7 @@ class Service {
   const UniqueFd signals_ = BlockStopSignals();
   const std::shared_ptr<Wakeup> changed_ = std::make_shared<Wakeup>();
 
+  Objects objects_;
   // In the order in which they are made; they go in the other.
   std::unique_ptr<netlink::NbdKernel> kernel_;
   std::unique_ptr<ReactorPool> reactors_;
@@ -119,7 +122,7 @@ class Service {
 };
 
 absl::Status Service::OpenImage() {
-  absl::StatusOr<ServedImage> image = OpenServedImage(line_, reactors_->at(0));
+  absl::StatusOr<ServedImage> image = OpenServedImage(line_, objects_, reactors_->at(0));
   if (!image.ok()) return image.status();
   if (!image->warning.empty()) std::fprintf(stderr, "%s\n", image->warning.c_str());
   export_ = std::make_shared<nbd::Export>();
@@ -129,6 +132,21 @@ absl::Status Service::OpenImage() {
   export_->read_only = line_.read_only;
   export_->multi_connection = line_.shared != 1;
   export_->block_sizes.preferred = std::max(kPreferredBlock, export_->device->traits().preferred_alignment);
+  return absl::OkStatus();
+}
+
+absl::Status Service::UseTls(nbd::ServerOptions* options) const {
+  if (line_.tls_credentials.empty()) return absl::OkStatus();
+  absl::StatusOr<std::shared_ptr<const nbd::TlsCredentials>> credentials =
+      objects_.Credentials(line_.tls_credentials, /*server=*/true);
+  if (!credentials.ok()) return credentials.status();
+  for (const std::string& warning : (*credentials)->warnings()) Say(line_, warning);
+  options->handshake.tls = nbd::TlsMode::kRequire;
+  options->tls_credentials = [shared = *std::move(credentials)] { return shared; };
+  if (line_.tls_authorization.empty()) return absl::OkStatus();
+  absl::StatusOr<Authorization> authorization = objects_.FindAuthorization(line_.tls_authorization);
+  if (!authorization.ok()) return authorization.status();
+  options->authorize = *std::move(authorization);
   return absl::OkStatus();
 }
 
@@ -158,6 +176,9 @@ absl::Status Service::Start(std::optional<UniqueFd> activation) {
       ReactorPool::Create(one_client ? 1 : static_cast<int>(cores));
   if (!reactors.ok()) return reactors.status();
   reactors_ = *std::move(reactors);
+  absl::StatusOr<Objects> objects = Objects::Parse(line_.objects);
+  if (!objects.ok()) return objects.status();
+  objects_ = *std::move(objects);
   if (absl::Status status = OpenImage(); !status.ok()) return status;
   exports_ = std::make_shared<nbd::ExportMap>();
   exports_->Add(export_);
@@ -167,6 +188,7 @@ absl::Status Service::Start(std::optional<UniqueFd> activation) {
   options.max_connections = options.max_connections_per_export = options.max_connections_per_address =
       kNoLimit;
   options.handshake_timeout = std::min(line_.handshake_limit, absl::Hours(24));
+  if (absl::Status status = UseTls(&options); !status.ok()) return status;
   server_ = std::make_unique<nbd::Server>(*reactors_, exports_, options, clients_);
   if (line_.device.empty() || !line_.socket.empty()) {
     absl::StatusOr<Listening> listening = Listen(line_, std::move(activation));
