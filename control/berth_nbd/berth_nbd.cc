@@ -18,6 +18,7 @@
 #include "control/berth_nbd/objects.h"
 #include "control/berth_nbd/report.h"
 #include "control/berth_nbd/service.h"
+#include "control/berth_nbd/trace.h"
 #include "image/io/unique_fd.h"
 #include "netlink/libnl_nbd_kernel.h"
 
@@ -68,6 +69,9 @@ absl::Status Run(const CommandLine& line, std::optional<Background>* background)
       return absl::OkStatus();
     case CommandLine::Action::kVersion:
       std::fputs(VersionText(line.program).c_str(), stdout);
+      return absl::OkStatus();
+    case CommandLine::Action::kEventNames:
+      std::fputs(Trace::Names().c_str(), stdout);
       return absl::OkStatus();
     case CommandLine::Action::kDisconnect:
       return DetachDevice(line);

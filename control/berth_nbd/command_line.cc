@@ -239,7 +239,7 @@ absl::StatusOr<bool> Parser::Take(int option, char* value, char** argv) {
       return true;
     default: {
       if (absl::Status status = TakeValue(option, value); !status.ok()) return status;
-      return true;
+      return line_.action != CommandLine::Action::kEventNames;
     }
   }
 }
@@ -259,6 +259,7 @@ absl::Status Parser::TakeValue(int option, char* value) {
       return absl::OkStatus();
     case 'T':
       line_.traces.push_back(value);
+      if (line_.traces.back() == "help") line_.action = CommandLine::Action::kEventNames;
       return absl::OkStatus();
     case kObject:
       line_.objects.push_back(value);

@@ -26,7 +26,7 @@ struct SnapshotChoice {
 
 // A value; any thread.
 struct CommandLine {
-  enum class Action : uint8_t { kServe, kList, kDisconnect, kHelp, kVersion };
+  enum class Action : uint8_t { kServe, kList, kDisconnect, kHelp, kVersion, kEventNames };
 
   std::string program;  // The last part of argv[0]: "berth-nbd", or "qemu-nbd" where it is installed so.
   Action action = Action::kServe;

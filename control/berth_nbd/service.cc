@@ -31,6 +31,9 @@
 #include "control/berth_nbd/listening.h"
 #include "control/berth_nbd/objects.h"
 #include "control/berth_nbd/pid_file.h"
+#include "control/berth_nbd/trace.h"
+#include "control/metrics/export_metrics.h"
+#include "control/metrics/metrics_endpoint.h"
 #include "control/stop_guard.h"
 #include "image/io/reactor_pool.h"
 #include "nbd/export.h"
@@ -93,6 +96,8 @@ class Service {
   absl::Status OpenImage();
   absl::Status UseTls(nbd::ServerOptions* options) const;
   absl::Status AttachDevice();
+  absl::Status StartMetrics();
+  void WatchClients();
   absl::Status Announce();
   // Until there is a reason to end.
   void Loop();
@@ -108,6 +113,8 @@ class Service {
   const std::shared_ptr<Wakeup> changed_ = std::make_shared<Wakeup>();
 
   Objects objects_;
+  std::shared_ptr<const Trace> trace_;      // Null where nothing is traced.
+  std::shared_ptr<ExportMetrics> metrics_;  // Null where nobody asks.
   // In the order in which they are made; they go in the other.
   std::unique_ptr<netlink::NbdKernel> kernel_;
   std::unique_ptr<ReactorPool> reactors_;
@@ -117,9 +124,43 @@ class Service {
   std::unique_ptr<nbd::Server> server_;
   Listening listening_;
   std::unique_ptr<KernelDevice> device_;
+  std::unique_ptr<MetricsEndpoint> endpoint_;
   std::shared_ptr<std::atomic<bool>> device_ended_ = std::make_shared<std::atomic<bool>>(false);
   std::optional<PidFile> pid_file_;
 };
+
+void Service::WatchClients() {
+  clients_ = std::make_shared<ClientCount>([changed = changed_, trace = trace_](ClientCount::Change change,
+                                                                                absl::string_view peer,
+                                                                                const absl::Status& reason) {
+    changed->Signal();
+    if (trace == nullptr) return;
+    const Trace::Event event = change == ClientCount::Change::kCame   ? Trace::kClientConnected
+                               : change == ClientCount::Change::kLeft ? Trace::kClientLeft
+                                                                      : Trace::kClientRejected;
+    if (!trace->wants(event)) return;
+    trace->Write(event, absl::StrCat(peer, reason.ok() ? "" : ": ", reason.message()));
+  });
+}
+
+absl::Status Service::StartMetrics() {
+  if (line_.metrics.empty()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<MetricsEndpoint>> endpoint = MetricsEndpoint::Start(
+      line_.metrics, [served = std::weak_ptr<nbd::Export>(export_), clients = clients_, metrics = metrics_] {
+        MetricsSample sample;
+        const std::shared_ptr<nbd::Export> shown = served.lock();
+        if (shown == nullptr) return sample;
+        sample.exports.push_back(
+            {shown->name, shown->device->size(), static_cast<uint32_t>(clients->connections()), metrics});
+        return sample;
+      });
+  if (!endpoint.ok()) {
+    return absl::Status(endpoint.status().code(),
+                        absl::StrCat("--metrics is '", line_.metrics, "': ", endpoint.status().message()));
+  }
+  endpoint_ = *std::move(endpoint);
+  return absl::OkStatus();
+}
 
 absl::Status Service::OpenImage() {
   absl::StatusOr<ServedImage> image = OpenServedImage(line_, objects_, reactors_->at(0));
@@ -130,6 +171,9 @@ absl::Status Service::OpenImage() {
   export_->description = line_.description;
   export_->device = std::move(image->device);
   export_->read_only = line_.read_only;
+  if (!line_.metrics.empty()) metrics_ = std::make_shared<ExportMetrics>();
+  if (metrics_ != nullptr || trace_ != nullptr)
+    export_->observer = std::make_shared<RequestTrace>(trace_, metrics_);
   export_->multi_connection = line_.shared != 1;
   export_->block_sizes.preferred = std::max(kPreferredBlock, export_->device->traits().preferred_alignment);
   return absl::OkStatus();
@@ -179,11 +223,19 @@ absl::Status Service::Start(std::optional<UniqueFd> activation) {
   absl::StatusOr<Objects> objects = Objects::Parse(line_.objects);
   if (!objects.ok()) return objects.status();
   objects_ = *std::move(objects);
+  if (!line_.traces.empty()) {
+    absl::StatusOr<std::unique_ptr<Trace>> trace = Trace::Open(line_.traces);
+    if (!trace.ok()) return trace.status();
+    for (const std::string& name : (*trace)->unknown()) {
+      std::fprintf(stderr, "%s: warning: there is no event '%s'; -T help names them\n", line_.program.c_str(),
+                   name.c_str());
+    }
+    trace_ = *std::move(trace);
+  }
   if (absl::Status status = OpenImage(); !status.ok()) return status;
   exports_ = std::make_shared<nbd::ExportMap>();
   exports_->Add(export_);
-  clients_ = std::make_shared<ClientCount>([changed = changed_](ClientCount::Change, absl::string_view,
-                                                                const absl::Status&) { changed->Signal(); });
+  WatchClients();
   nbd::ServerOptions options;
   options.max_connections = options.max_connections_per_export = options.max_connections_per_address =
       kNoLimit;
@@ -196,6 +248,7 @@ absl::Status Service::Start(std::optional<UniqueFd> activation) {
     listening_ = *std::move(listening);
   }
   if (absl::Status status = AttachDevice(); !status.ok()) return status;
+  if (absl::Status status = StartMetrics(); !status.ok()) return status;
   return Announce();
 }
 
@@ -272,6 +325,7 @@ absl::Status Service::Flush() {
 
 absl::Status Service::End() {
   listening_ = Listening();
+  endpoint_.reset();
   absl::Status status;
   if (device_ != nullptr) status = device_->End();
   status.Update(server_->Stop(absl::Now() + kStopTimeout));

@@ -1,6 +1,9 @@
 // The same command line through qemu-nbd and through berth-nbd, and what clients see of both.
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -357,6 +360,59 @@ TEST(BerthNbdTest, ForgetsWhatATemporaryOverlayTook) {
   EXPECT_TRUE(ReadFile(images.Path("raw")) == before);
 }
 
+// A port of 127.0.0.1 that nobody had a moment ago.
+int FreePort() {
+  const UniqueFd probe(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  EXPECT_EQ(bind(probe.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(getsockname(probe.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+  return ntohs(address.sin_port);
+}
+
+TEST(BerthNbdTest, TracesAndCountsWhatItServes) {
+  const Images images;
+  const std::string metrics = absl::StrCat("127.0.0.1:", FreePort());
+  std::string counted;
+  {
+    const Daemon daemon(
+        images, BerthNbd(),
+        {"-t", "--trace", absl::StrCat("nbd_*,enable=-nbd_client_left,file=", images.Path("trace")),
+         "--metrics", metrics, "-f", "raw", images.Path("raw")});
+    ASSERT_EQ(daemon.started.exit_code, 0) << daemon.started.errors;
+    MustRun({"qemu-io", "-r", "-f", "raw", "-c", "read 0 64k", images.Uri()});
+    const std::string script =
+        "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())";
+    counted =
+        MustRun({"/usr/bin/python3", "-c", script, absl::StrCat("http://", metrics, "/metrics")}).output;
+  }
+  EXPECT_TRUE(absl::StrContains(counted, "berth_")) << counted;
+  const std::string trace = ReadFile(images.Path("trace"));
+  EXPECT_TRUE(absl::StrContains(trace, "nbd_client_connected unix:")) << trace;
+  EXPECT_TRUE(absl::StrContains(trace, "nbd_request read bytes=65536")) << trace;
+  EXPECT_FALSE(absl::StrContains(trace, "nbd_client_left")) << trace;
+  EXPECT_TRUE(absl::StrContains(MustRun({BerthNbd(), "-T", "help"}).output, "nbd_request\n"));
+}
+
+TEST(BerthNbdTest, RefusesSocketsThatAreHandedOverWrongly) {
+  const Images images;
+  const auto run = [&](const std::string& count, const Arguments& options) {
+    const std::string script = absl::StrCat("LISTEN_PID=$$ LISTEN_FDS=", count, " exec \"$@\"");
+    return RunProgram(Arguments{"bash", "-c", script, "bash", BerthNbd()} + options, kSeconds);
+  };
+  const Arguments image = {"-f", "raw", images.Path("raw")};
+  EXPECT_TRUE(absl::StrContains(run("2", image).errors, "LISTEN_FDS is '2'"));
+  EXPECT_TRUE(absl::StrContains(run("1", image).errors, "descriptor 3"));
+  for (const Arguments& option :
+       {Arguments{"-p", "1"}, {"-b", "::1"}, {"-k", images.Socket()}, {"-c", "auto"}}) {
+    const ProgramResult result = run("1", option + image);
+    EXPECT_EQ(result.exit_code, 1);
+    EXPECT_TRUE(absl::StrContains(result.errors, option[0] + " does not go together")) << result.errors;
+  }
+}
+
 struct WrongCase {
   Arguments options;
   std::vector<std::string> said;
@@ -413,6 +469,8 @@ TEST(BerthNbdTest, SaysInOneLineWhatIsWrong) {
       {Arguments{"--object", "cipher,id=s"} + serve, {"'s'", "'cipher'", "tls-creds-psk"}},
       {Arguments{"--object", "tls-creds-anon,id=s"} + serve, {"'s'", "tls-creds-psk"}},
       {Arguments{"--tls-creds", "s"} + serve, {"--tls-creds", "'s'"}},
+      {Arguments{"-T", "nbd_*,level=9"} + serve, {"--trace", "level"}},
+      {Arguments{"--metrics", "nowhere"} + serve, {"--metrics", "'nowhere'"}},
       {Arguments{"--pid-file", missing + "/pid"} + serve, {"--pid-file", missing}},
   };
   const std::vector<std::string> before = images.Names();
