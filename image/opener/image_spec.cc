@@ -6,12 +6,12 @@
 namespace berth {
 
 absl::StatusOr<ImageFormat> ParseImageFormat(absl::string_view name) {
-  for (const ImageFormat format :
-       {ImageFormat::kRaw, ImageFormat::kQcow2, ImageFormat::kMemory, ImageFormat::kNull}) {
+  for (const ImageFormat format : {ImageFormat::kRaw, ImageFormat::kQcow2, ImageFormat::kLuks,
+                                   ImageFormat::kMemory, ImageFormat::kNull}) {
     if (name == ImageFormatName(format)) return format;
   }
   return absl::InvalidArgumentError(absl::StrCat("unknown image format \"", name.substr(0, 64),
-                                                 "\"; known are raw, qcow2, memory and null"));
+                                                 "\"; known are raw, qcow2, luks, memory and null"));
 }
 
 absl::string_view ImageFormatName(ImageFormat format) {
@@ -24,6 +24,8 @@ absl::string_view ImageFormatName(ImageFormat format) {
       return "null";
     case ImageFormat::kQcow2:
       return "qcow2";
+    case ImageFormat::kLuks:
+      return "luks";
   }
   return "unknown";
 }

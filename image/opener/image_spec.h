@@ -10,19 +10,20 @@
 #include "absl/strings/string_view.h"
 #include "image/block/image_modes.h"
 #include "image/filter/rate_limiter.h"
+#include "image/secret/secret.h"
 
 namespace berth {
 
-enum class ImageFormat : uint8_t { kRaw, kMemory, kNull, kQcow2 };
+enum class ImageFormat : uint8_t { kRaw, kMemory, kNull, kQcow2, kLuks };
 
-// "raw", "qcow2", "memory" or "null"; INVALID_ARGUMENT names these for anything else. A format is never
-// guessed.
+// "raw", "qcow2", "luks", "memory" or "null"; INVALID_ARGUMENT names these for anything else. A format is
+// never guessed.
 absl::StatusOr<ImageFormat> ParseImageFormat(absl::string_view name);
 absl::string_view ImageFormatName(ImageFormat format);
 
 struct ImageSpec {
   ImageFormat format = ImageFormat::kRaw;
-  // Of a raw or qcow2 image. Must be empty for the others.
+  // Of a raw, qcow2 or luks image. Must be empty for the others.
   std::string path = {};
   // Of a memory or null image, in bytes. Must be 0 for the others.
   uint64_t size = 0;
@@ -39,6 +40,8 @@ struct ImageSpec {
   std::string snapshot = {};
   // Of backing files whose format (raw or qcow2) the image above them does not state.
   std::optional<ImageFormat> backing_format = {};
+  // Of a luks image, and of a qcow2 image that is encrypted: opens every encrypted image of the chain.
+  Secret secret = {};
 };
 
 }  // namespace berth

@@ -7,6 +7,7 @@
 #include "image/filter/rate_limit.h"
 #include "image/filter/read_only.h"
 #include "image/filter/slice.h"
+#include "image/luks/luks_image.h"
 #include "image/memory/memory_device.h"
 #include "image/null/null_device.h"
 #include "image/opener/qcow2_chain.h"
@@ -15,10 +16,11 @@
 namespace berth {
 namespace {
 
-absl::StatusOr<std::shared_ptr<BlockDevice>> OpenRaw(const ImageSpec& spec, const ImageRoots& roots) {
+absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFile(const ImageSpec& spec, const ImageRoots& roots) {
   if (spec.size != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("size_bytes is ", spec.size, "; the size of a raw image is that of its file"));
+    return absl::InvalidArgumentError(absl::StrCat("size_bytes is ", spec.size, "; the size of a ",
+                                                   ImageFormatName(spec.format),
+                                                   " image is that of its file"));
   }
   const RawOptions options = {spec.read_only, spec.cache, spec.discard, spec.lock};
   absl::StatusOr<UniqueFd> fd = roots.OpenFile(spec.path, RawDevice::OpenFlags(options));
@@ -41,7 +43,12 @@ absl::Status CheckHasNoFile(const ImageSpec& spec) {
 absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFormat(const ImageSpec& spec, const ImageRoots& roots) {
   switch (spec.format) {
     case ImageFormat::kRaw:
-      return OpenRaw(spec, roots);
+      return OpenFile(spec, roots);
+    case ImageFormat::kLuks: {
+      absl::StatusOr<std::shared_ptr<BlockDevice>> file = OpenFile(spec, roots);
+      if (!file.ok()) return file.status();
+      return luks::OpenLuksImage(*std::move(file), spec.secret);
+    }
     case ImageFormat::kQcow2:
       return OpenQcow2Chain(spec, roots);
     case ImageFormat::kMemory: {
@@ -64,6 +71,10 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> OpenImage(const ImageSpec& spec, co
     return absl::InvalidArgumentError(absl::StrCat(spec.snapshot.empty() ? "a backing format" : "a snapshot",
                                                    " is given; a ", ImageFormatName(spec.format),
                                                    " image has neither snapshots nor a backing file"));
+  }
+  if (!spec.secret.empty() && spec.format != ImageFormat::kLuks && spec.format != ImageFormat::kQcow2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a secret is given; a ", ImageFormatName(spec.format), " image is never encrypted"));
   }
   absl::StatusOr<std::shared_ptr<BlockDevice>> opened = OpenFormat(spec, roots);
   if (!opened.ok()) return opened.status();

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "image/io/unique_fd.h"
+#include "image/opener/qcow2_encryption.h"
 #include "image/qcow2/format/header.h"
 #include "image/qcow2/qcow2_device.h"
 #include "image/raw/raw_device.h"
@@ -72,6 +73,7 @@ class Chain {
 
   // From the lowest image up.
   absl::StatusOr<std::shared_ptr<BlockDevice>> Build() {
+    if (absl::Status status = CheckSecret(); !status.ok()) return status;
     std::shared_ptr<BlockDevice> device;
     for (size_t i = layers_.size(); i-- > 0;) {
       Layer& layer = layers_[i];
@@ -86,7 +88,12 @@ class Chain {
         options.durable_writes = WritesAreDurable(spec_.cache);
         options.unmap = spec_.discard == DiscardMode::kUnmap;
       }
-      auto opened = Qcow2Device::Open({std::move(layer.image), std::move(layer.data), std::move(device)},
+      absl::StatusOr<Qcow2Encryption> encryption =
+          OpenQcow2Encryption(*layer.header, layer.image, layer.data, spec_.secret);
+      if (!encryption.ok()) return About(layer.path, encryption.status());
+      options.old_cipher = encryption->old_cipher;
+      auto opened = Qcow2Device::Open({std::move(layer.image), std::move(layer.data), std::move(device),
+                                       std::move(encryption->decrypted)},
                                       *layer.header, options);
       if (!opened.ok()) return About(layer.path, opened.status());
       device = *std::move(opened);
@@ -95,6 +102,18 @@ class Chain {
   }
 
  private:
+  // Whoever gives a secret relies on the image being encrypted.
+  absl::Status CheckSecret() const {
+    const auto encrypted = [](const Layer& layer) {
+      return layer.header.has_value() && layer.header->crypt_method != qcow2::CryptMethod::kNone;
+    };
+    if (spec_.secret.empty() || std::any_of(layers_.begin(), layers_.end(), encrypted)) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("a secret is given, and nothing in the chain of \"", spec_.path, "\" is encrypted"));
+  }
+
   // The top of the chain alone is ever written.
   absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFile(const std::string& path, bool read_only) {
     RawOptions options;

@@ -78,6 +78,12 @@ class Preparation {
         if (!Claim(at)) return Overlap(what, at);
       }
     }
+    if (header_.encryption.has_value()) {
+      const EncryptionHeader& place = *header_.encryption;
+      for (uint64_t at = place.offset; at < place.offset + place.length; at += header_.cluster_size()) {
+        if (!Claim(at)) return Overlap("the encryption header", at);
+      }
+    }
     for (const uint64_t cluster : claimed_) {
       state_.metadata_clusters.push_back(cluster);
       if (!state_.allocator.IsTaken(cluster)) return Overlap("a table", cluster << header_.cluster_bits);

@@ -44,8 +44,19 @@ absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Channel::Open(Qcow2Device& de
     }
     ++i;
   }
-  return std::unique_ptr<BlockChannel>(new Qcow2Channel(device, reactor, std::move(channels[0]),
+  std::unique_ptr<Qcow2Channel> opened(new Qcow2Channel(device, reactor, std::move(channels[0]),
                                                         std::move(channels[1]), std::move(channels[2])));
+  if (files.decrypted != nullptr) {
+    absl::StatusOr<std::unique_ptr<BlockChannel>> decrypted = files.decrypted->OpenChannel(reactor);
+    if (!decrypted.ok()) return decrypted.status();
+    opened->decrypted_ = *std::move(decrypted);
+  }
+  if (device.old_cipher_ != nullptr) {
+    absl::StatusOr<std::unique_ptr<luks::SectorCipher::Worker>> worker = device.old_cipher_->NewWorker();
+    if (!worker.ok()) return worker.status();
+    opened->old_cipher_ = *std::move(worker);
+  }
+  return opened;
 }
 
 Qcow2Channel::Qcow2Channel(Qcow2Device& device, Reactor& reactor, std::unique_ptr<BlockChannel> image,
@@ -131,6 +142,7 @@ Task<IoResult> Qcow2Channel::Held(Task<IoResult> reading, qcow2::MappingHold) { 
 Task<IoResult> Qcow2Channel::ReadRun(const Run& run, uint64_t offset, absl::Span<uint8_t> out) {
   switch (run.kind) {
     case RunKind::kData:
+      if (old_cipher_ != nullptr) return ReadOldAes(run.host, offset, out);
       return ReadData(run.host, out);
     case RunKind::kUnallocated:
       return ReadBacking(offset, out);
@@ -157,6 +169,17 @@ Task<IoResult> Qcow2Channel::ReadData(uint64_t host, absl::Span<uint8_t> out) {
   memset(out.data() + there, 0, out.size() - there);
   if (there == 0) return Task<IoResult>(IoResult::Ok());
   return data_file().Read(host, out.subspan(0, there));
+}
+
+Task<IoResult> Qcow2Channel::ReadOldAes(uint64_t host, uint64_t offset, absl::Span<uint8_t> out) {
+  constexpr uint64_t kSector = 512;
+  const uint64_t before = offset % kSector;
+  std::vector<uint8_t> sectors((before + out.size() + kSector - 1) / kSector * kSector);
+  const IoResult result = co_await ReadData(host - before, absl::MakeSpan(sectors));
+  if (!result.ok()) co_return result;
+  if (!old_cipher_->Decrypt(offset / kSector, absl::MakeSpan(sectors))) co_return IoResult::Error(EIO);
+  memcpy(out.data(), &sectors[before], out.size());
+  co_return IoResult::Ok();
 }
 
 // What the backing image is too short for reads as zeroes.

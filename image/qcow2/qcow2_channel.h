@@ -16,6 +16,7 @@
 #include "image/block/block_device.h"
 #include "image/io/reactor.h"
 #include "image/io/task.h"
+#include "image/luks/sector_cipher.h"
 #include "image/qcow2/cluster_map.h"
 #include "image/qcow2/compressed_clusters.h"
 #include "image/qcow2/l2_cache.h"
@@ -47,7 +48,10 @@ class Qcow2Channel final : public BlockChannel {
     return offset <= device_.size_ && length <= device_.size_ - offset;
   }
   uint64_t data_size() const;
-  BlockChannel& data_file() { return data_ != nullptr ? *data_ : *image_; }
+  // What holds the clusters' data: decrypted, where it is encrypted.
+  BlockChannel& data_file() {
+    return decrypted_ != nullptr ? *decrypted_ : data_ != nullptr ? *data_ : *image_;
+  }
 
   // The run from `offset` on; nothing where its slice has to be loaded first. What it names stays what it is
   // while `hold`, where there is one, holds.
@@ -60,6 +64,8 @@ class Qcow2Channel final : public BlockChannel {
   Task<IoResult> ReadRuns(uint64_t offset, absl::Span<uint8_t> out);
   Task<IoResult> ReadPieces(absl::Span<const Piece> pieces);
   Task<IoResult> ReadData(uint64_t host, absl::Span<uint8_t> out);
+  // Of an image with the old AES, whose sectors have the numbers that the disk gives them.
+  Task<IoResult> ReadOldAes(uint64_t host, uint64_t offset, absl::Span<uint8_t> out);
   Task<IoResult> ReadBacking(uint64_t offset, absl::Span<uint8_t> out);
   static Task<IoResult> Held(Task<IoResult> reading, qcow2::MappingHold hold);
 
@@ -86,8 +92,10 @@ class Qcow2Channel final : public BlockChannel {
   Qcow2Device& device_;
   Reactor& reactor_;
   const std::unique_ptr<BlockChannel> image_;
-  const std::unique_ptr<BlockChannel> data_;     // Null where the image holds the data.
-  const std::unique_ptr<BlockChannel> backing_;  // Null where there is none.
+  const std::unique_ptr<BlockChannel> data_;                // Null where the image holds the data.
+  const std::unique_ptr<BlockChannel> backing_;             // Null where there is none.
+  std::unique_ptr<BlockChannel> decrypted_;                 // Null where nothing is encrypted with LUKS.
+  std::unique_ptr<luks::SectorCipher::Worker> old_cipher_;  // Null where nothing is with the old AES.
   qcow2::CompressedClusters compressed_;
 
   // The slices this channel used last, found without the cache's lock.

@@ -151,13 +151,13 @@ Task<IoResult> Qcow2Channel::ZeroAll(uint64_t offset, uint64_t length, bool keep
     result = co_await WriteZeroes(offset, length);
   } else if (device_.data_is_raw_) {
     // The mapping stays: it leads to zeroes then.
-    result = co_await data_->Zero(offset, length, ZeroFlags::kNone);
+    result = co_await data_file().Zero(offset, length, ZeroFlags::kNone);
   } else {
     if (offset < first) result = co_await WriteZeroes(offset, first - offset);
     if (result.ok() && last < end) result = co_await WriteZeroes(last, end - last);
     // Before the mapping, so that nothing is taken from who writes there when it is in the mapping.
     if (result.ok() && data_ != nullptr && first < last) {
-      result = co_await data_->Zero(first, last - first, ZeroFlags::kNone);
+      result = co_await data_file().Zero(first, last - first, ZeroFlags::kNone);
     }
     if (result.ok() && first < last) result = co_await Clear(first, last - first, /*discard=*/false);
   }
@@ -214,10 +214,10 @@ Task<IoResult> Qcow2Channel::DiscardUnits(uint64_t offset, uint64_t length) {
   if (device_.data_is_raw_) {
     // Where the mapping says zeroes, the file has them too. Where that takes as long as writing, nothing is
     // to be gained.
-    result = co_await data_->Zero(offset, length, ZeroFlags::kFastOnly);
+    result = co_await data_file().Zero(offset, length, ZeroFlags::kFastOnly);
     if (result.error == ENOTSUP) result = IoResult::Ok();
   } else {
-    if (data_ != nullptr) result = co_await data_->Discard(offset, length);
+    if (data_ != nullptr) result = co_await data_file().Discard(offset, length);
     if (result.ok()) result = co_await Clear(offset, length, /*discard=*/true);
   }
   if (result.ok()) result = co_await AfterChange(false);

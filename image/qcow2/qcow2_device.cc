@@ -56,11 +56,18 @@ absl::StatusOr<std::vector<uint64_t>> LoadL1(BlockDevice& image, uint64_t offset
   return l1;
 }
 
-absl::Status CheckFiles(const Qcow2Files& files, const Header& header) {
-  if (header.crypt_method != qcow2::CryptMethod::kNone) {
-    return absl::UnimplementedError(absl::StrCat(
-        "the image is encrypted (", header.crypt_method == qcow2::CryptMethod::kLuks ? "LUKS" : "the old AES",
-        "), which is not supported; decrypt it with qemu-img convert first"));
+absl::Status CheckFiles(const Qcow2Files& files, const Header& header, const Qcow2Options& options) {
+  const bool luks = header.crypt_method == qcow2::CryptMethod::kLuks;
+  const bool old_aes = header.crypt_method == qcow2::CryptMethod::kAes;
+  if (luks != (files.decrypted != nullptr) || old_aes != (options.old_cipher != nullptr)) {
+    return absl::FailedPreconditionError(luks || old_aes
+                                             ? "the image is encrypted, and no cipher was given"
+                                             : "the image is not encrypted, and a cipher was given");
+  }
+  if (old_aes && options.writable) {
+    return absl::UnimplementedError(
+        "the image is encrypted with the old AES, which is only read; set read_only, or convert it with "
+        "qemu-img convert -o encrypt.format=luks");
   }
   if (header.has_data_file() != (files.data != nullptr)) {
     return absl::InvalidArgumentError(header.has_data_file()
@@ -102,7 +109,7 @@ absl::StatusOr<Header> ReadQcow2Header(BlockDevice& image) {
 absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files, const Header& as_read,
                                                                const Qcow2Options& options) {
   Header header = as_read;
-  if (absl::Status status = CheckFiles(files, header); !status.ok()) return status;
+  if (absl::Status status = CheckFiles(files, header, options); !status.ok()) return status;
   if (options.writable && (header.incompatible_features & qcow2::kDirty) != 0 &&
       (header.incompatible_features & qcow2::kCorrupt) == 0) {
     absl::StatusOr<Header> repaired = CountReferencesAgain(*files.image, header);
@@ -140,13 +147,17 @@ absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint6
       *files_.image, header, l1, data_is_raw_ ? qcow2::kRawExternalData : uint64_t{0});
   if (!state.ok()) return state.status();
   const bool has_backing = files_.backing != nullptr;
+  const BlockTraits& data_traits = (files_.decrypted != nullptr ? files_.decrypted
+                                    : files_.data != nullptr    ? files_.data
+                                                                : files_.image)
+                                       ->traits();
   writer_ =
       std::make_unique<qcow2::Writer>(header, std::move(l1), *std::move(state), *files_.image, has_backing,
                                       options.l2_cache_bytes, options.durable_writes, options.unmap);
   traits_.read_only = false;
   traits_.can_discard = options.unmap;
   traits_.fast_zero = options.unmap && (header.version >= 3 || !has_backing) &&
-                      (files_.data == nullptr || files_.data->traits().fast_zero);
+                      (files_.data == nullptr || data_traits.fast_zero);
   return absl::OkStatus();
 }
 
@@ -192,6 +203,7 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
       data_size_(files_.data != nullptr ? files_.data->size() : image_size_),
       backing_size_(files_.backing != nullptr ? files_.backing->size() : 0),
       data_is_raw_((header.autoclear_features & qcow2::kRawExternalData) != 0 && files_.backing == nullptr),
+      old_cipher_(options.old_cipher),
       map_(header, l1_table_offset, std::move(l1)),
       l2_cache_(options.l2_cache_bytes, map_.slice_bytes()) {
   const BlockTraits& below = (files_.data != nullptr ? files_.data : files_.image)->traits();

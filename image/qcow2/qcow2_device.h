@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "image/block/block_device.h"
+#include "image/luks/sector_cipher.h"
 #include "image/qcow2/cluster_map.h"
 #include "image/qcow2/format/header.h"
 #include "image/qcow2/l2_cache.h"
@@ -33,6 +34,9 @@ struct Qcow2Files {
   std::shared_ptr<BlockDevice> image;
   std::shared_ptr<BlockDevice> data;     // Null where the header names none.
   std::shared_ptr<BlockDevice> backing;  // Null where the header names none.
+  // Of an image encrypted with LUKS: the file that holds the data, decrypted, as long as it is. Null for
+  // others.
+  std::shared_ptr<BlockDevice> decrypted = {};
 };
 
 struct Qcow2Options {
@@ -45,6 +49,8 @@ struct Qcow2Options {
   bool durable_writes = false;
   // Of a writable image: discards and zeroes free clusters.
   bool unmap = true;
+  // Of an image encrypted with the old AES, which is only read.
+  std::shared_ptr<const luks::SectorCipher> old_cipher = {};
 };
 
 // Reads the header of the image in `image`, whatever its size. Errors as qcow2::DecodeHeader(). Blocks; not
@@ -58,8 +64,8 @@ struct Writer;
 class Qcow2Device final : public BlockDevice {
  public:
   // `header` is what ReadQcow2Header() said. INVALID_ARGUMENT names the field that is broken, NOT_FOUND the
-  // snapshot that is not there, UNIMPLEMENTED what this version cannot do (encryption, and writing some
-  // kinds), FAILED_PRECONDITION an image that has to be repaired before it is written. Blocks; not on a
+  // snapshot that is not there, UNIMPLEMENTED what this version cannot do (writing with the old AES),
+  // FAILED_PRECONDITION an image that has to be repaired before it is written. Blocks; not on a
   // reactor's thread.
   static absl::StatusOr<std::shared_ptr<Qcow2Device>> Open(Qcow2Files files, const qcow2::Header& header,
                                                            const Qcow2Options& options);
@@ -90,6 +96,7 @@ class Qcow2Device final : public BlockDevice {
   const uint64_t backing_size_;  // 0 where there is none.
   // The external data file is the disk as a raw image, and stays so.
   const bool data_is_raw_;
+  const std::shared_ptr<const luks::SectorCipher> old_cipher_;
   BlockTraits traits_;
   const qcow2::ClusterMap map_;
   qcow2::L2Cache l2_cache_;
