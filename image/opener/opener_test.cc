@@ -27,7 +27,7 @@ TEST(OpenerTest, FormatsAreNamed) {
   for (const char* name : {"", "vmdk", "RAW", "raw "}) {
     const absl::Status status = ParseImageFormat(name).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("raw, qcow2, memory and null"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("raw, qcow2, luks, memory and null"));
   }
   ImageSpec unknown;
   unknown.format = static_cast<ImageFormat>(77);

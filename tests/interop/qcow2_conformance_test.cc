@@ -1,6 +1,7 @@
 // The suite that every device has to pass, over qcow2 images that qemu-img made in many ways, for reading and
 // for writing. What was written is checked by qemu-img when the device is closed.
 #include <algorithm>
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "image/opener/opener.h"
 #include "image/raw/raw_device.h"
+#include "image/secret/secret.h"
 #include "tests/conformance/block_device_conformance.h"
 #include "tests/interop/program.h"
 #include "tests/interop/temporary_directory.h"
@@ -27,8 +29,14 @@ struct Fixture {
   ~Fixture() {
     if (device == nullptr || device->traits().read_only) return;
     device.reset();
-    const ProgramResult check =
-        RunProgram({"qemu-img", "check", "-f", "qcow2", directory.Path("image.qcow2")});
+    const std::string image = directory.Path("image.qcow2");
+    std::vector<std::string> arguments = {"qemu-img", "check", "-f", "qcow2", image};
+    if (encrypted) {
+      arguments = {"qemu-img",     "check",
+                   "--object",     "secret,id=s,data=secret",
+                   "--image-opts", absl::StrCat("driver=qcow2,encrypt.key-secret=s,file.filename=", image)};
+    }
+    const ProgramResult check = RunProgram(arguments);
     EXPECT_EQ(check.exit_code, 0) << check.output << check.errors;
     if (!raw_data) return;
     // The data file alone is the disk.
@@ -38,6 +46,7 @@ struct Fixture {
   }
 
   bool raw_data = false;
+  bool encrypted = false;
   TemporaryDirectory directory;
   std::shared_ptr<BlockDevice> device;
 };
@@ -125,6 +134,29 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> MakeWritable(uint64_t size, const W
   return std::shared_ptr<BlockDevice>(fixture, fixture->device.get());
 }
 
+// With LUKS. qemu takes two seconds to make such an image, so that it makes one, for all tests.
+absl::StatusOr<std::shared_ptr<BlockDevice>> MakeEncrypted(uint64_t size) {
+  static const TemporaryDirectory& first = *new TemporaryDirectory;
+  const std::string made = first.Path(std::to_string(size));
+  if (!std::filesystem::exists(made)) {
+    absl::Status status =
+        Run({"qemu-img", "create", "-q", "--object", "secret,id=s,data=secret", "-f", "qcow2", "-o",
+             "cluster_size=16k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", made,
+             std::to_string(size)});
+    if (!status.ok()) return status;
+  }
+  auto fixture = std::make_shared<Fixture>();
+  fixture->encrypted = true;
+  const std::string image = fixture->directory.Path("image.qcow2");
+  std::filesystem::copy_file(made, image);
+  auto device =
+      OpenImage({.format = ImageFormat::kQcow2, .path = image, .secret = *Secret::FromBytes("secret")},
+                ImageRoots::Anywhere());
+  if (!device.ok()) return device.status();
+  fixture->device = *std::move(device);
+  return std::shared_ptr<BlockDevice>(fixture, fixture->device.get());
+}
+
 std::vector<ConformanceCase> WritableCases() {
   std::vector<ConformanceCase> cases;
   for (const WritableVariant& variant : std::vector<WritableVariant>{
@@ -188,6 +220,9 @@ std::vector<ConformanceCase> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(Qcow2, BlockDeviceConformance, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(EncryptedQcow2, BlockDeviceConformance,
+                         ::testing::Values(ConformanceCase{.name = "Luks", .make = MakeEncrypted}));
 
 INSTANTIATE_TEST_SUITE_P(WritableQcow2, BlockDeviceConformance, ::testing::ValuesIn(WritableCases()),
                          [](const auto& info) { return info.param.name; });
