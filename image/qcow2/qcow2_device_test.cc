@@ -271,7 +271,7 @@ TEST_F(Qcow2DeviceTest, WhatIsNotThereIsSaid) {
   EXPECT_EQ(TryOpen(options).status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(TryOpen(options).status().message()), HasSubstr("it has none at all"));
   header_.crypt_method = qcow2::CryptMethod::kLuks;
-  EXPECT_EQ(TryOpen().status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(TryOpen().status().code(), absl::StatusCode::kFailedPrecondition);
   header_.crypt_method = qcow2::CryptMethod::kNone;
   header_.incompatible_features = qcow2::kExternalDataFile;
   EXPECT_EQ(TryOpen().status().code(), absl::StatusCode::kInvalidArgument);
