@@ -5,6 +5,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "control/export_block_sizes.h"
 #include "control/export_resize.h"
@@ -261,7 +262,11 @@ absl::Status ExportRegistry::ResizeForClient(const std::string& name, uint64_t s
   request.mutable_update_mask()->add_paths("size_bytes");
   request.set_size_bytes(size);
   request.set_allow_shrink(true);
-  return Apply(**entry, request).status();
+  const absl::Status status = Apply(**entry, request).status();
+  // The text goes to the client, for which this host's files have no names.
+  const std::string& path = (*entry)->spec.image().path();
+  if (status.ok() || path.empty()) return status;
+  return absl::Status(status.code(), absl::StrReplaceAll(status.message(), {{path, "the image"}}));
 }
 
 absl::StatusOr<v1::Export> ExportRegistry::Apply(Entry& entry, const v1::UpdateExportRequest& request) {

@@ -218,6 +218,20 @@ TEST_F(ExportRegistryTest, AClientResizesAsTheApiDoes) {
   EXPECT_NE(exports().Find("disk")->resize, nullptr);
 }
 
+// The text reaches the client, who hears of bounds, but not where this host keeps its images.
+TEST_F(ExportRegistryTest, WhyAClientsResizeFailedNamesNoFile) {
+  v1::ExportSpec spec = RawSpec("disk.raw");
+  spec.set_client_resize(true);
+  ASSERT_TRUE(CreateExport("disk", spec).ok());
+  client_ = exports().Find("disk");
+  const absl::Status refused = client_->resize((uint64_t{1} << 63) - 512);
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_NE(refused.message().find("the image"), absl::string_view::npos) << refused;
+  EXPECT_NE(refused.message().find("larger than its file system allows"), absl::string_view::npos) << refused;
+  EXPECT_EQ(refused.message().find(directory()), absl::string_view::npos) << refused;
+  client_.reset();
+}
+
 TEST_F(ExportRegistryTest, AClientResizesWhileItMay) {
   ASSERT_TRUE(CreateExport("disk", MemorySpec()).ok());
   EXPECT_EQ(exports().Find("disk")->resize, nullptr);

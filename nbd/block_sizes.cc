@@ -79,7 +79,10 @@ void AlignExtents(uint32_t minimum, std::vector<Extent>* extents) {
       Append({block, true, false}, &rounded);
       done += block;
     }
+    // Each of ours may make two: neighbours of which neither is data share a block that is.
+    if (rounded.size() >= kMaxExtents) break;
   }
+  if (rounded.size() > kMaxExtents) rounded.resize(kMaxExtents);
   *extents = std::move(rounded);
 }
 

@@ -39,7 +39,7 @@ absl::Status CheckBlockSizes(const BlockSizes& sizes);
 BlockSizes ToldBlockSizes(const BlockSizes& sizes, const BlockTraits& traits);
 
 // Makes extents that begin at a multiple of `minimum` end at multiples too. Blocks with something of several
-// kinds become data, of which nothing is said.
+// kinds become data, of which nothing is said. Of more than kMaxExtents the last are left out.
 void AlignExtents(uint32_t minimum, std::vector<Extent>* extents);
 
 }  // namespace berth::nbd

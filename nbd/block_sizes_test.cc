@@ -67,5 +67,19 @@ TEST(BlockSizesTest, ExtentsEndAtBlocks) {
   EXPECT_THAT(Aligned(4096, {Hole(100)}), ElementsAre(Data(4096)));
 }
 
+// Neighbours of which neither is data have data between them afterwards, so that there are more than before.
+TEST(BlockSizesTest, ExtentsThatBecomeMoreAreCutAtTheMost) {
+  for (const size_t count : {kMaxExtents / 2, kMaxExtents / 2 + 1, kMaxExtents}) {
+    std::vector<Extent> extents;
+    for (size_t i = 0; i < count; ++i) extents.push_back({i == 0 ? 4096u + 512 : 8192u, i % 2 == 0, true});
+    AlignExtents(4096, &extents);
+    EXPECT_EQ(extents.size(), std::min(2 * count - 1, kMaxExtents));
+    for (size_t i = 0; i < extents.size(); ++i) {
+      const Extent expected = {4096, i % 4 != 2, i % 2 == 0};
+      EXPECT_EQ(extents[i], expected) << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace berth::nbd

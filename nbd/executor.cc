@@ -4,8 +4,12 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <string>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "image/io/blocking_pool.h"
 #include "image/io/monotonic_clock.h"
 #include "nbd/block_sizes.h"
@@ -174,7 +178,10 @@ void Executor::Serve(const Request& request) {
     case Command::kCache:
       return Run(request, channel_.Prefetch(request.offset, request.length), Buffer());
     case Command::kWriteZeroes:
-      if (request.length > kPieceBytes) return Run(request, ZeroInPieces(request), Buffer());
+      // A fast one goes as a whole: it takes no time, and what is refused must have changed nothing.
+      if (request.length > kPieceBytes && (request.flags & kCommandFlagFastZero) == 0) {
+        return Run(request, ZeroInPieces(request), Buffer());
+      }
       return Run(request, channel_.Zero(request.offset, request.length, ZeroFlagsOf(request.flags)),
                  Buffer());
     case Command::kResize:
@@ -278,13 +285,15 @@ Task<IoResult> Executor::LookUp(Request request, size_t context, std::vector<Sta
 Task<void> Executor::Resize(Request request, Gate::Holder) {
   const Export& served = *negotiated_.served;
   const uint64_t before = served.device->size();
-  const auto resize = [&served, size = request.offset] { return ErrnoOfResize(served.resize(size)); };
-  const int error = co_await ResizeThread().Run(reactor_, resize);
-  if (error == 0) {
+  const auto resize = [&served, size = request.offset] { return served.resize(size); };
+  const absl::Status status = co_await ResizeThread().Run(reactor_, resize);
+  if (status.ok()) {
     if (request.offset < before) former_size_ = std::max(former_size_, before);
     writer_.Success(request);
   } else {
-    writer_.Failure(request, {error, "the export could not be resized", {}});
+    const std::string text = absl::StrCat("a resize from ", before, " to ", request.offset,
+                                          " bytes failed: ", absl::string_view(status.message()));
+    writer_.Failure(request, {ErrnoOfResize(status), text, {}});
   }
   Answered();
 }

@@ -27,7 +27,7 @@ struct RequestBounds {
 // Why a request is refused. All false and empty where it is not.
 struct Refusal {
   int error = 0;                   // An errno.
-  absl::string_view message;       // For a person; a literal.
+  absl::string_view message;       // For a person.
   std::optional<uint64_t> offset;  // The first byte that is wrong, where it lies in the request's range.
 
   explicit operator bool() const { return error != 0; }

@@ -139,13 +139,34 @@ TEST_F(SessionExtendedTest, ALongZeroKeepsItsFlags) {
   UseDevice(uint64_t{16} << 30);
   Start();
   constexpr uint64_t kLength = uint64_t{9} << 30;
-  EXPECT_EQ(AskError(Command::kWriteZeroes, 0, kLength, kCommandFlagFua | kCommandFlagFastZero),
-            Error::kNone);
+  EXPECT_EQ(AskError(Command::kWriteZeroes, 0, kLength, kCommandFlagFua), Error::kNone);
   const std::vector<RecordingDevice::Event> events = recording_->TakeEvents();
   ASSERT_EQ(events.size(), 8u);
   for (size_t i = 0; i < 6; ++i) EXPECT_TRUE(events[i].kind == Kind::kZero);
-  EXPECT_TRUE(events[0].fast_only);
   EXPECT_EQ(events[6].kind, Kind::kFlush) << "FUA covers the whole range";
+  // Memory that holds its space would be 9 GiB of it.
+  faulty_->Fail(FaultyDevice::kZero, EIO);
+  EXPECT_EQ(AskError(Command::kWriteZeroes, 0, kLength, kCommandFlagNoHole), Error::kIo);
+  EXPECT_TRUE(recording_->TakeEvents()[0].no_unmap);
+}
+
+// NBD_CMD_FLAG_FAST_ZERO: "SHOULD NOT alter the contents of the export when returning an NBD_ENOTSUP
+// failure". Only who sees all of the range can keep to that.
+TEST_F(SessionExtendedTest, ALongFastZeroIsDoneAsAWholeOrNotAtAll) {
+  UseDevice(uint64_t{16} << 30);
+  Start();
+  const std::vector<uint8_t> data = Pattern(512, 1);
+  ASSERT_EQ(WriteExtended(0, data), Error::kNone);
+  recording_->TakeEvents();
+  constexpr uint64_t kLength = uint64_t{9} << 30;
+  faulty_->Fail(FaultyDevice::kZero, ENOTSUP);
+  EXPECT_EQ(AskError(Command::kWriteZeroes, 0, kLength, kCommandFlagFastZero), Error::kNotSup);
+  const RawClient::Chunk chunk = AskChunk(Command::kRead, 0, data.size());
+  EXPECT_EQ(std::vector<uint8_t>(chunk.payload.begin() + 8, chunk.payload.end()), data);
+  const std::vector<RecordingDevice::Event> events = recording_->TakeEvents();
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events[0].length, kLength);
+  EXPECT_TRUE(events[0].fast_only);
 }
 
 // A server that stops waits for the piece that runs, and not for a whole disk.

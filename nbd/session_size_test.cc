@@ -94,6 +94,16 @@ TEST_F(SessionResizeTest, ErrorsOfAResize) {
   EXPECT_EQ(Ask(Command::kRead, kSize - 512, 512), Error::kNone) << "a resize that failed moved the end";
 }
 
+// The client is told why, and nothing that says nothing.
+TEST_F(SessionResizeTest, AFailureSaysWhatFailed) {
+  UseStructuredReplies(ReplyStyle::kStructured);
+  answer_ = absl::StatusCode::kInvalidArgument;
+  Start();
+  ASSERT_TRUE(client_->Send({0, Command::kResize, 1, 4096, 0}));
+  EXPECT_EQ(client_->ReceiveChunk().message(),
+            absl::StrCat("a resize from ", kSize, " to 4096 bytes failed: why"));
+}
+
 TEST_F(SessionResizeTest, OnlyWhereTheExportAllowsIt) {
   export_->resize = nullptr;
   Start();

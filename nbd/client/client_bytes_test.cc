@@ -142,6 +142,17 @@ TEST_F(ClientBytesTest, StructuredBlockStatus) {
   EXPECT_EQ(ErrorOf(asked), 0);
 }
 
+// "SHOULD NOT alter the contents of the export when returning an NBD_ENOTSUP failure": what takes several
+// requests is not begun, and nothing is sent.
+TEST_F(ClientBytesTest, AFastZeroIsOneRequestOrNone) {
+  Start(ReplyStyle::kSimple);
+  std::future<IoResult> zero =
+      Begin([](RemoteConnection& client) { return client.Zero(0, 0x200000000, ZeroFlags::kFastOnly); });
+  EXPECT_EQ(ErrorOf(zero), ENOTSUP);
+  BeginDisconnect();
+  EXPECT_EQ(Received(28), Hex("25609513 0000 0002 0000000000000000 0000000000000000 00000000"));
+}
+
 // "Extended request", "Extended reply chunk message": every command, byte by byte.
 TEST_F(ClientBytesTest, ExtendedHeaders) {
   Start(ReplyStyle::kExtended);

@@ -252,6 +252,8 @@ Task<IoResult> RemoteConnection::PerformEffect(Command command, uint16_t flags, 
                                                uint64_t length) {
   while (length > 0) {
     const uint64_t piece = std::min(length, EffectLimit());
+    // Of pieces a later one could be refused, when the others have changed something.
+    if ((flags & kCommandFlagFastZero) != 0 && piece < length) co_return IoResult::Error(ENOTSUP);
     PendingRequest request(command, flags, offset, piece);
     const IoResult result = co_await Perform(request);
     const bool too_large = result.error == EOVERFLOW || result.error == EINVAL;
