@@ -8,39 +8,23 @@
 #include <sys/socket.h>
 
 #include <cerrno>
-#include <cstdio>
-#include <cstdlib>
 #include <future>
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "image/io/reactor_pool.h"
 #include "image/memory/memory_device.h"
 #include "nbd/request_check.h"
 #include "nbd/session.h"
 #include "nbd/wire.h"
 #include "tests/fakes/status_device.h"
+#include "tests/fuzz/fuzz_reactor.h"
+#include "tests/fuzz/require.h"
 
 namespace berth::nbd {
 namespace {
 
 constexpr uint64_t kDeviceSize = uint64_t{4} << 20;
-
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken: %s\n", what);
-  std::abort();
-}
-
-ReactorPool& Reactors() {
-  static ReactorPool* const pool = [] {
-    auto created = ReactorPool::Create(1);
-    Require(created.ok(), "no io_uring");
-    return std::move(created)->release();
-  }();
-  return *pool;
-}
 
 void PutMagicNumbers(ReplyStyle style, std::vector<uint8_t>& stream) {
   const bool extended = style == ReplyStyle::kExtended;
@@ -142,7 +126,7 @@ void Run(uint8_t choice, std::vector<uint8_t> stream) {
   Require(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "no socketpair");
   UniqueFd client(ends[0]), server(ends[1]);
   std::promise<void> ended;
-  Reactor& reactor = Reactors().at(0);
+  Reactor& reactor = FuzzReactor();
   const std::shared_ptr<Session> session =
       StartSession(reactor, MakePlainTransport(reactor, std::move(server)), std::move(negotiated), options,
                    [&ended] { ended.set_value(); });

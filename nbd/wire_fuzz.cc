@@ -8,15 +8,10 @@
 #include <vector>
 
 #include "nbd/wire.h"
+#include "tests/fuzz/require.h"
 
 namespace berth::nbd {
 namespace {
-
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken: %s\n", what);
-  std::abort();
-}
 
 void RequireSame(absl::Span<const uint8_t> in, absl::Span<const uint8_t> out) {
   Require(in.size() >= out.size() && std::equal(out.begin(), out.end(), in.begin()), "it is not what it was");

@@ -2,15 +2,14 @@
 // crash nor take memory or time that the file's size does not explain.
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "image/io/reactor_pool.h"
 #include "image/memory/memory_device.h"
 #include "image/qcow2/qcow2_device.h"
+#include "tests/fuzz/fuzz_reactor.h"
+#include "tests/fuzz/require.h"
 
 namespace berth {
 namespace {
@@ -18,23 +17,8 @@ namespace {
 // Of a disk that can have any size.
 constexpr uint64_t kReadAtEachEnd = uint64_t{1} << 20;
 
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken: %s\n", what);
-  std::abort();
-}
-
-Reactor& TheReactor() {
-  static ReactorPool* const pool = [] {
-    auto created = ReactorPool::Create(1);
-    Require(created.ok(), "no io_uring");
-    return std::move(created)->release();
-  }();
-  return pool->at(0);
-}
-
 Task<void> ReadAll(BlockDevice& device) {
-  auto channel = device.OpenChannel(TheReactor());
+  auto channel = device.OpenChannel(FuzzReactor());
   Require(channel.ok(), "no channel");
   const uint64_t size = device.size();
   std::vector<uint8_t> buffer(65'536);
@@ -57,7 +41,7 @@ Task<void> ReadAll(BlockDevice& device) {
 
 // Writes, zeroes and discards here and there, and reads it back.
 Task<void> ChangeSome(BlockDevice& device) {
-  auto channel = device.OpenChannel(TheReactor());
+  auto channel = device.OpenChannel(FuzzReactor());
   Require(channel.ok(), "no channel");
   const uint64_t size = device.size();
   const std::vector<uint8_t> data(3000, 0x5a);
@@ -95,19 +79,19 @@ void OpenAndRead(const std::shared_ptr<BlockDevice>& file, const std::string& sn
   if (!device.ok()) return;
   if (writable && (*device)->size() > 0) {
     const auto change = [&]() { return ChangeSome(**device); };
-    RunOn(TheReactor(), change);
+    RunOn(FuzzReactor(), change);
   }
   const auto read = [&]() { return ReadAll(**device); };
-  RunOn(TheReactor(), read);
+  RunOn(FuzzReactor(), read);
 }
 
 std::shared_ptr<BlockDevice> FileOf(absl::Span<const uint8_t> content) {
   std::shared_ptr<BlockDevice> file = *MemoryDevice::Create(content.size());
   const auto fill = [&]() -> Task<IoResult> {
-    auto channel = file->OpenChannel(TheReactor());
+    auto channel = file->OpenChannel(FuzzReactor());
     co_return co_await (*channel)->Write(0, content, WriteFlags::kNone);
   };
-  Require(RunOn(TheReactor(), fill).ok(), "no memory");
+  Require(RunOn(FuzzReactor(), fill).ok(), "no memory");
   return file;
 }
 

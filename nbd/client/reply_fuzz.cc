@@ -8,35 +8,19 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "image/io/reactor_pool.h"
 #include "nbd/client/remote_connection.h"
+#include "tests/fuzz/fuzz_reactor.h"
+#include "tests/fuzz/require.h"
 
 namespace berth::nbd {
 namespace {
 
 constexpr size_t kMaxInput = 100'000;  // What the socket takes without being read.
 constexpr uint64_t kSize = uint64_t{1} << 30;
-
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "broken: %s\n", what);
-  std::abort();
-}
-
-ReactorPool& Reactors() {
-  static ReactorPool* const pool = [] {
-    auto created = ReactorPool::Create(1);
-    Require(created.ok(), "no io_uring");
-    return std::move(created)->release();
-  }();
-  return *pool;
-}
 
 // The requests in the order of their cookies, which begin with 1.
 constexpr uint64_t kReadOffset = 4096, kReadSize = 100, kLargeOffset = 1 << 20, kLargeSize = 200'000;
@@ -81,7 +65,7 @@ Task<void> Await(Task<IoResult> operation, Gate::Holder) {
 }
 
 Task<void> Exchange(UniqueFd socket, ReplyStyle style) {
-  Reactor& reactor = Reactors().at(0);
+  Reactor& reactor = FuzzReactor();
   Connection connection;
   connection.transport = MakePlainTransport(reactor, std::move(socket));
   connection.agreement.style = style;
@@ -126,7 +110,7 @@ void Run(uint8_t choice, std::vector<uint8_t> stream) {
   const auto size = static_cast<ssize_t>(stream.size());
   Require(send(peer.get(), stream.data(), stream.size(), MSG_DONTWAIT) == size, "the socket is too small");
   shutdown(peer.get(), SHUT_WR);
-  RunOn(Reactors().at(0), [&] { return Exchange(std::move(own), style); });
+  RunOn(FuzzReactor(), [&] { return Exchange(std::move(own), style); });
 }
 
 }  // namespace
