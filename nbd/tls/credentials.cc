@@ -19,17 +19,18 @@ constexpr char kSuites[] = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CH
 // TLS 1.2's: authenticated encryption with forward secrecy and nothing else.
 constexpr char kCertificateCiphers[] = "ECDHE+AESGCM:ECDHE+CHACHA20";
 constexpr char kPskCiphers[] = "kDHEPSK+AESGCM:kECDHEPSK+CHACHA20:kDHEPSK+CHACHA20";
+// No cipher of the default levels: nothing else brings it in. With 256 bits, as the library takes a group for
+// Diffie-Hellman that is worth the cipher: of 3,072 bits here, and of 1,024 for the shorter one.
+constexpr char kAnonymousCiphers[] = "ADH-AES256-GCM-SHA384:@SECLEVEL=0";
 
 absl::Status InFile(const std::string& path, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }
 
-absl::StatusOr<SslContext> NewContext(bool server, bool certificates, bool psk) {
+absl::StatusOr<SslContext> NewContext(bool server, const std::string& ciphers) {
   SslContext context(SSL_CTX_new(server ? TLS_server_method() : TLS_client_method()));
   if (context == nullptr) return absl::InternalError(TakeOpensslErrors());
   SSL_CTX* tls = context.get();
-  const std::string ciphers = absl::StrCat(certificates ? kCertificateCiphers : "",
-                                           certificates && psk ? ":" : "", psk ? kPskCiphers : "");
   SSL_CTX_set_options(tls, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET |
                                SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA |
                                SSL_OP_ENABLE_KTLS);
@@ -44,6 +45,14 @@ absl::StatusOr<SslContext> NewContext(bool server, bool certificates, bool psk) 
       SSL_CTX_set_num_tickets(tls, 0) == 1 && SSL_CTX_set_dh_auto(tls, 1) == 1 &&
       (!server || SSL_CTX_set_session_id_context(tls, kSessionContext, sizeof(kSessionContext) - 1) == 1);
   if (!ok) return absl::InternalError(absl::StrCat("setting up TLS: ", TakeOpensslErrors()));
+  return context;
+}
+
+absl::StatusOr<SslContext> NewAnonymousContext(bool server) {
+  absl::StatusOr<SslContext> context = NewContext(server, kAnonymousCiphers);
+  if (context.ok() && SSL_CTX_set_max_proto_version(context->get(), TLS1_2_VERSION) != 1) {
+    return absl::InternalError(absl::StrCat("setting up TLS: ", TakeOpensslErrors()));
+  }
   return context;
 }
 
@@ -136,17 +145,27 @@ absl::StatusOr<PskKeys> ReadPsk(const std::string& path, std::vector<std::string
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const TlsCredentials>> TlsCredentials::ForServer(const ServerTlsFiles& files) {
-  if (files.certificates.empty() && files.psk.empty()) {
+  if (files.certificates.empty() && files.psk.empty() && !files.anonymous) {
     return absl::InvalidArgumentError("TLS needs a folder of certificates or a file of pre-shared keys");
   }
   if (files.verify_client && files.certificates.empty()) {
     return absl::InvalidArgumentError("verifying clients needs a folder of certificates, with ca-cert.pem");
   }
-  absl::StatusOr<SslContext> context = NewContext(true, !files.certificates.empty(), !files.psk.empty());
+  const bool certificates = !files.certificates.empty(), psk = !files.psk.empty();
+  if (files.anonymous && (certificates || psk)) {
+    return absl::InvalidArgumentError(
+        "anonymous TLS has neither certificates nor pre-shared keys; leave out the one or the others");
+  }
+  absl::StatusOr<SslContext> context =
+      files.anonymous
+          ? NewAnonymousContext(true)
+          : NewContext(true, absl::StrCat(certificates ? kCertificateCiphers : "",
+                                          certificates && psk ? ":" : "", psk ? kPskCiphers : ""));
   if (!context.ok()) return context.status();
   std::shared_ptr<TlsCredentials> made(new TlsCredentials());
   made->context_ = *std::move(context);
   made->server_ = true;
+  if (files.anonymous) return made;
   made->verifies_peer_ = files.verify_client;
   SSL_CTX* tls = made->context_.get();
   if (!files.certificates.empty()) {
@@ -169,11 +188,14 @@ absl::StatusOr<std::shared_ptr<const TlsCredentials>> TlsCredentials::ForServer(
 
 absl::StatusOr<std::shared_ptr<const TlsCredentials>> TlsCredentials::ForClient(const ClientTlsFiles& files) {
   const bool psk = !files.psk.empty();
-  absl::StatusOr<SslContext> context = NewContext(false, !psk, psk);
+  absl::StatusOr<SslContext> context = files.anonymous
+                                           ? NewAnonymousContext(false)
+                                           : NewContext(false, psk ? kPskCiphers : kCertificateCiphers);
   if (!context.ok()) return context.status();
   std::shared_ptr<TlsCredentials> made(new TlsCredentials());
   made->context_ = *std::move(context);
   SSL_CTX* tls = made->context_.get();
+  if (files.anonymous) return made;
   if (psk) {
     absl::StatusOr<PskKeys> keys = ReadPsk(files.psk, made->warnings_);
     if (!keys.ok()) return keys.status();

@@ -7,6 +7,9 @@
 //   client-cert.pem, client-key.pem    of a client; both may be missing
 // Files of pre-shared keys have GnuTLS's form, see psk_file.h.
 //
+// Anonymous Diffie-Hellman is what qemu's tls-creds-anon is: bytes that who only listens cannot read, between
+// two ends of which neither knows the other, so that somebody in the middle can be both. Only TLS 1.2 has it.
+//
 // TLS 1.2 and 1.3 are spoken. There is no renegotiation, no compression, no resumption and no early data.
 #ifndef BERTH_NBD_TLS_CREDENTIALS_H_
 #define BERTH_NBD_TLS_CREDENTIALS_H_
@@ -21,11 +24,13 @@
 
 namespace berth::nbd {
 
-// At least one of the two is not empty; with both, a client may prove itself with either.
+// At least one of the two is not empty; with both, a client may prove itself with either. Or both are, and
+// `anonymous` is set.
 struct ServerTlsFiles {
   std::string certificates;    // The folder.
   std::string psk;             // The file.
   bool verify_client = false;  // A client without a certificate of our authorities is refused.
+  bool anonymous = false;      // Nobody proves anything.
 
   bool operator==(const ServerTlsFiles&) const = default;
 };
@@ -36,6 +41,7 @@ struct ClientTlsFiles {
   std::string psk;
   std::string psk_user;       // Whose key, of those in the file.
   bool verify_server = true;  // Where not, any certificate will do, and anybody can be the server.
+  bool anonymous = false;     // Nobody proves anything, and none of the others is looked at.
 };
 
 // Immutable and thread-safe. Shared by the connections that use it.

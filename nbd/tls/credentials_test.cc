@@ -50,6 +50,14 @@ TEST_F(CredentialsTest, WhatIsNotNeededMayBeMissing) {
   EXPECT_TRUE(Client().ok()) << Client();
 }
 
+TEST_F(CredentialsTest, AnonymousIsSaidAloneAndAloud) {
+  ServerTlsFiles files;
+  files.anonymous = true;
+  EXPECT_TRUE(TlsCredentials::ForServer(files).ok());
+  files.certificates = folder_.path();
+  EXPECT_EQ(TlsCredentials::ForServer(files).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(CredentialsTest, MissingFiles) {
   folder_.Remove("server-key.pem");
   Expect(Server(), absl::StatusCode::kNotFound, "server-key.pem", "No such file");

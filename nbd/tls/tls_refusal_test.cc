@@ -135,6 +135,21 @@ TEST_P(RefusalTest, OldVersionsOfTls) {
   ExpectReason(Try(ServerCredentials(GetParam()), client).server, "unsupported protocol");
 }
 
+// Whoever has something to prove, or wants proof, has no anonymous cipher.
+TEST_P(RefusalTest, AnonymousOnesWithoutBothEndsSettingIt) {
+  ServerTlsFiles server;
+  server.anonymous = true;
+  ClientTlsFiles client;
+  client.anonymous = true;
+  const auto anonymous_server = Checked(TlsCredentials::ForServer(server));
+  const auto anonymous_client = Checked(TlsCredentials::ForClient(client));
+  for (const Outcome& outcome : {Try(ServerCredentials(GetParam()), anonymous_client),
+                                 Try(anonymous_server, ClientCredentials(GetParam()))}) {
+    EXPECT_EQ(outcome.server.code(), absl::StatusCode::kUnauthenticated) << outcome.server;
+    EXPECT_EQ(outcome.client.code(), absl::StatusCode::kUnauthenticated) << outcome.client;
+  }
+}
+
 class PskRefusalTest : public RefusalTest {
  protected:
   std::shared_ptr<const TlsCredentials> ClientWith(const std::string& line) {

@@ -46,20 +46,23 @@ TEST_P(TcpTest, TheKernelEncryptsWhereItCan) {
 class TlsTest : public TransportTest {};
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TlsTest,
-                         testing::Values(Kind::kTls13, Kind::kTls12, Kind::kPsk13, Kind::kPsk12), NameOf);
+                         testing::Values(Kind::kTls13, Kind::kTls12, Kind::kPsk13, Kind::kPsk12,
+                                         Kind::kAnonymous),
+                         NameOf);
 
 TEST_P(TlsTest, TheHandshakeSaysWhoIsThere) {
   Run([this]() -> Task<void> {
     const bool psk = GetParam() == Kind::kPsk13 || GetParam() == Kind::kPsk12;
-    const bool old = GetParam() == Kind::kTls12 || GetParam() == Kind::kPsk12;
+    const bool anonymous = GetParam() == Kind::kAnonymous;
+    const bool old = GetParam() == Kind::kTls12 || GetParam() == Kind::kPsk12 || anonymous;
     const TlsPeer& client = server_tls_->peer();
     EXPECT_EQ(client.version, old ? "TLSv1.2" : "TLSv1.3");
     EXPECT_NE(client.cipher, "");
     EXPECT_EQ(client.psk_user, psk ? "alice" : "");
-    EXPECT_EQ(client.distinguished_name, psk ? "" : "CN=agent,O=Example");
+    EXPECT_EQ(client.distinguished_name, psk || anonymous ? "" : "CN=agent,O=Example");
     const TlsPeer& server = client_tls_->peer();
     EXPECT_EQ(server.psk_user, psk ? "alice" : "");
-    EXPECT_EQ(server.distinguished_name, psk ? "" : "CN=localhost,O=Example");
+    EXPECT_EQ(server.distinguished_name, psk || anonymous ? "" : "CN=localhost,O=Example");
     co_return;
   });
 }

@@ -27,10 +27,11 @@ inline constexpr absl::Duration kTimeout = absl::Seconds(60);
 inline constexpr char kPsk[] = "alice:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n";
 
 // The last two over TCP, where the kernel may encrypt; the others over Unix sockets.
-enum class Kind { kPlain, kTls13, kTls12, kPsk13, kPsk12, kTcp13, kTcp12 };
+enum class Kind { kPlain, kTls13, kTls12, kPsk13, kPsk12, kAnonymous, kTcp13, kTcp12 };
 
 inline std::string NameOf(const testing::TestParamInfo<Kind>& info) {
-  constexpr const char* kNames[] = {"Plain", "Tls13", "Tls12", "Psk13", "Psk12", "Tcp13", "Tcp12"};
+  constexpr const char* kNames[] = {"Plain", "Tls13",     "Tls12", "Psk13",
+                                    "Psk12", "Anonymous", "Tcp13", "Tcp12"};
   return kNames[static_cast<int>(info.param)];
 }
 
@@ -121,7 +122,9 @@ class TransportTest : public testing::TestWithParam<Kind> {
   }
   std::shared_ptr<const TlsCredentials> ServerCredentials(Kind kind) {
     ServerTlsFiles files;
-    if (kind == Kind::kPsk13 || kind == Kind::kPsk12) {
+    if (kind == Kind::kAnonymous) {
+      files.anonymous = true;
+    } else if (kind == Kind::kPsk13 || kind == Kind::kPsk12) {
       files.psk = psk_;
     } else {
       files.certificates = folder_.path();
@@ -136,7 +139,9 @@ class TransportTest : public testing::TestWithParam<Kind> {
   }
   std::shared_ptr<const TlsCredentials> ClientCredentials(Kind kind) {
     ClientTlsFiles files;
-    if (kind == Kind::kPsk13 || kind == Kind::kPsk12) {
+    if (kind == Kind::kAnonymous) {
+      files.anonymous = true;
+    } else if (kind == Kind::kPsk13 || kind == Kind::kPsk12) {
       files.psk = psk_;
       files.psk_user = "alice";
     } else {

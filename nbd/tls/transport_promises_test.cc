@@ -202,7 +202,7 @@ TEST_P(TransportTest, ShutdownEndsWhatIsUnderWay) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TransportTest,
                          testing::Values(Kind::kPlain, Kind::kTls13, Kind::kTls12, Kind::kPsk13, Kind::kPsk12,
-                                         Kind::kTcp13, Kind::kTcp12),
+                                         Kind::kAnonymous, Kind::kTcp13, Kind::kTcp12),
                          NameOf);
 
 }  // namespace

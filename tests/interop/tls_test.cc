@@ -51,6 +51,9 @@ class TlsTest : public ::testing::Test {
       files.certificates = folder_.path();
       files.verify_client = true;
     }
+    StartWith(mode, files, std::move(options));
+  }
+  void StartWith(nbd::TlsMode mode, const nbd::ServerTlsFiles& files, TestServerOptions options) {
     auto credentials = nbd::TlsCredentials::ForServer(files);
     ASSERT_TRUE(credentials.ok()) << credentials.status();
     options.server.handshake.tls = mode;
@@ -230,6 +233,19 @@ TEST_F(TlsModesTest, NbdClientLists) {
                    {"-certfile", folder_.File("client-cert.pem"), "-keyfile", folder_.File("client-key.pem"),
                     "-cacertfile", folder_.File("ca-cert.pem")});
   EXPECT_THAT(Run(under_tls), HasSubstr("\ndisk"));
+}
+
+// What nothing but an explicit setting turns on, at both ends.
+TEST_F(TlsModesTest, QemusAnonymousCredentials) {
+  nbd::ServerTlsFiles files;
+  files.anonymous = true;
+  StartWith(nbd::TlsMode::kRequire, files, {.size = kMiB});
+  const std::string image = absl::StrCat("driver=nbd,export=disk,tls-creds=tls,server.type=unix,server.path=",
+                                         server_->socket_path());
+  EXPECT_THAT(Run({"qemu-io", "--object", "tls-creds-anon,id=tls,endpoint=client", "--image-opts", "-c",
+                   "write -P 7 0 64k", "-c", "read -P 7 0 64k",
+                   absl::StrCat("driver=raw,file.", absl::StrReplaceAll(image, {{",", ",file."}}))}),
+              Not(HasSubstr("verification failed")));
 }
 
 // "FORCEDTLS mode", to clients that come without TLS, and what they tell people.
