@@ -9,7 +9,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "image/io/blocking_pool.h"
 #include "image/io/monotonic_clock.h"
 #include "nbd/block_sizes.h"
@@ -83,6 +82,12 @@ BlockingPool& ResizeThread() {
   static BlockingPool& pool = *new BlockingPool(1);
   return pool;
 }
+
+// What came of one, in plain types: a status stays on the thread that made it.
+struct ResizeOutcome {
+  int error = 0;
+  std::string reason;
+};
 
 int ErrnoOfResize(const absl::Status& status) {
   switch (status.code()) {
@@ -285,15 +290,18 @@ Task<IoResult> Executor::LookUp(Request request, size_t context, std::vector<Sta
 Task<void> Executor::Resize(Request request, Gate::Holder) {
   const Export& served = *negotiated_.served;
   const uint64_t before = served.device->size();
-  const auto resize = [&served, size = request.offset] { return served.resize(size); };
-  const absl::Status status = co_await ResizeThread().Run(reactor_, resize);
-  if (status.ok()) {
+  const auto resize = [&served, size = request.offset] {
+    const absl::Status status = served.resize(size);
+    return ResizeOutcome{ErrnoOfResize(status), std::string(status.message())};
+  };
+  const ResizeOutcome outcome = co_await ResizeThread().Run(reactor_, resize);
+  if (outcome.error == 0) {
     if (request.offset < before) former_size_ = std::max(former_size_, before);
     writer_.Success(request);
   } else {
-    const std::string text = absl::StrCat("a resize from ", before, " to ", request.offset,
-                                          " bytes failed: ", absl::string_view(status.message()));
-    writer_.Failure(request, {ErrnoOfResize(status), text, {}});
+    const std::string text =
+        absl::StrCat("a resize from ", before, " to ", request.offset, " bytes failed: ", outcome.reason);
+    writer_.Failure(request, {outcome.error, text, {}});
   }
   Answered();
 }

@@ -85,9 +85,10 @@ class OpensslTransport final : public TlsTransport {
   static unsigned GiveOwnKey(SSL* tls, const char* hint, char* user, unsigned user_most, unsigned char* key,
                              unsigned most);
 
-  // What the library came to with the records that there are.
+  // What the library came to with the records that there are, in plain types: a status stays on the thread
+  // that made it.
   struct Step {
-    absl::Status status = absl::OkStatus();
+    std::string failure = "";
     bool over = false;
     bool wants_records = false;
   };
@@ -96,7 +97,7 @@ class OpensslTransport final : public TlsTransport {
   Task<absl::Status> Converse();
   // On a thread of HandshakeThreads(), while the reactor's has nothing to do with this connection.
   Step TakeStep();
-  absl::Status HandshakeError(int error) const;
+  std::string HandshakeError(int error) const;
   void LearnPeer();
 
   // Waits for records: their size, 0 at the end of the stream, or -errno.
@@ -231,7 +232,7 @@ OpensslTransport::Step OpensslTransport::TakeStep() {
   const int error = SSL_get_error(tls_.get(), result);
   if (error == SSL_ERROR_WANT_READ) return {.wants_records = true};
   if (error == SSL_ERROR_WANT_WRITE) return {};
-  return {.status = HandshakeError(error)};
+  return {.failure = HandshakeError(error)};
 }
 
 Task<absl::Status> OpensslTransport::Converse() {
@@ -239,7 +240,7 @@ Task<absl::Status> OpensslTransport::Converse() {
     const Step step = co_await HandshakeThreads().Run(reactor_, [this] { return TakeStep(); });
     // The last words, an alert that says why, leave as well.
     const int sent = co_await SendRecords();
-    if (!step.status.ok()) co_return step.status;
+    if (!step.failure.empty()) co_return absl::UnauthenticatedError(step.failure);
     if (sent < 0) co_return absl::UnavailableError(absl::StrCat("TLS handshake: send: ", strerror(-sent)));
     if (step.over) co_return absl::OkStatus();
     if (!step.wants_records) continue;
@@ -251,15 +252,14 @@ Task<absl::Status> OpensslTransport::Converse() {
   }
 }
 
-absl::Status OpensslTransport::HandshakeError(int error) const {
+std::string OpensslTransport::HandshakeError(int error) const {
   const std::string reasons = error == SSL_ERROR_SYSCALL ? strerror(errno) : TakeOpensslErrors();
   const long verdict = SSL_get_verify_result(tls_.get());
   if (verdict == X509_V_OK || SSL_get_verify_mode(tls_.get()) == SSL_VERIFY_NONE) {
-    return absl::UnauthenticatedError(absl::StrCat("TLS handshake: ", reasons));
+    return absl::StrCat("TLS handshake: ", reasons);
   }
-  return absl::UnauthenticatedError(absl::StrCat("TLS handshake: the ",
-                                                 credentials_->is_server() ? "client" : "server",
-                                                 "'s certificate: ", X509_verify_cert_error_string(verdict)));
+  return absl::StrCat("TLS handshake: the ", credentials_->is_server() ? "client" : "server",
+                      "'s certificate: ", X509_verify_cert_error_string(verdict));
 }
 
 void OpensslTransport::LearnPeer() {
