@@ -39,5 +39,9 @@ trap 'rm -f "$log"' EXIT
 if ! apt-get "${apt_options[@]}" install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 </dev/null; then
   tail -n 40 "$log" >&2
   echo "setup: apt-get could not install ${missing[*]}" >&2
+  for package in "${missing[@]}"; do
+    apt-cache show "$package" >/dev/null 2>&1 ||
+      echo "setup: apt's sources have no $package; do they hold all of Debian 12, bookworm-security too?" >&2
+  done
   exit 1
 fi

@@ -89,6 +89,8 @@ TEST_F(AttachmentTableTest, TheSameRequestAgainIsTheSameDevice) {
   EXPECT_EQ(first->SerializeAsString(), second->SerializeAsString());
   EXPECT_EQ(kernel().ConnectedDevices(), 1u);
   v1::AttachmentSpec other = SpecOf("disk");
+  other.set_block_size(512);  // What the default is.
+  EXPECT_TRUE(Attach("a", other).ok());
   other.set_read_only(true);
   const absl::Status refused = Attach("a", other).status();
   EXPECT_TRUE(absl::IsAlreadyExists(refused)) << refused;

@@ -173,6 +173,13 @@ TEST(BerthdAccessTest, HealthAndReflectionAnswer) {
   ASSERT_TRUE(berthd.Start());
   // HealthCheckResponse{status: SERVING}, of the whole server.
   EXPECT_EQ(CallRaw(berthd.channel(), "/grpc.health.v1.Health/Check", ""), "\x08\x01");
+  // HealthCheckRequest{service: …}.
+  for (const std::string name :
+       {"berth.v1.ExportService", "berth.v1.AttachmentService", "berth.v1.ImageService",
+        "berth.v1.MonitoringService", "berth.v1.OperationService"}) {
+    const std::string request = absl::StrCat("\x0a", std::string(1, static_cast<char>(name.size())), name);
+    EXPECT_EQ(CallRaw(berthd.channel(), "/grpc.health.v1.Health/Check", request), "\x08\x01") << name;
+  }
   // ServerReflectionRequest{list_services: ""}.
   const std::string services =
       CallRaw(berthd.channel(), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",

@@ -210,11 +210,7 @@ absl::StatusOr<v1::Export> ExportRegistry::Create(const std::string& name, const
 
 absl::StatusOr<v1::Export> ExportRegistry::AnswerRepeated(Entry& entry, const v1::ExportSpec& spec) {
   if (!entry.readable) return Unreadable(entry.name, entry.error);
-  v1::ExportSpec existing = entry.spec;
-  v1::ExportSpec requested = spec;
-  LeaveOutDefaults(existing.mutable_block_sizes());
-  LeaveOutDefaults(requested.mutable_block_sizes());
-  if (const std::string difference = SpecDifference(existing, requested); !difference.empty()) {
+  if (const std::string difference = SpecDifference(entry.spec, spec); !difference.empty()) {
     return ExistingResource("export", entry.name,
                             absl::StrCat("export ", Quoted(entry.name),
                                          " exists with another spec (existing -> requested): ", difference));

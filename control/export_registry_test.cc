@@ -317,6 +317,8 @@ TEST_F(ExportRegistryTest, ADefaultThatIsWrittenOutIsTheSameSpec) {
   ASSERT_TRUE(CreateExport("disk", spec).ok());
   spec.mutable_block_sizes()->set_minimum_bytes(1);
   spec.mutable_block_sizes()->set_maximum_payload_bytes(32 << 20);
+  spec.mutable_image()->set_cache(v1::CACHE_MODE_WRITEBACK);
+  spec.mutable_image()->set_discard(v1::DISCARD_MODE_UNMAP);
   EXPECT_TRUE(CreateExport("disk", spec).ok());
   spec.mutable_block_sizes()->set_minimum_bytes(2);
   const absl::Status other = CreateExport("disk", spec);

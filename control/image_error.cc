@@ -20,10 +20,10 @@ absl::Status DescribeImageError(const absl::Status& status, absl::string_view pa
     case absl::StatusCode::kAlreadyExists:
       return ExistingResource("image", path, status.message());
     case absl::StatusCode::kPermissionDenied:
-      return WithReason(absl::PermissionDeniedError(status.message()),
+      return WithReason(WithResource(absl::PermissionDeniedError(status.message()), "image", path),
                         reason.empty() ? "NO_FILE_PERMISSION" : reason);
     default:
-      return WithReason(absl::Status(status.code(), status.message()),
+      return WithReason(WithResource(absl::Status(status.code(), status.message()), "image", path),
                         reason.empty() ? "IMAGE_ERROR" : reason);
   }
 }

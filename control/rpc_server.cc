@@ -196,7 +196,9 @@ class Server final : public RpcServer {
     for (const std::string& path : options.unix_paths) {
       if (absl::Status status = acceptor_->Listen(path); !status.ok()) return status;
     }
-    server_->GetHealthCheckService()->SetServingStatus(true);
+    auto* health = server_->GetHealthCheckService();
+    for (const std::string& name : options.service_names) health->SetServingStatus(name, true);
+    health->SetServingStatus(true);
     acceptor_->Start();
     return absl::OkStatus();
   }

@@ -22,6 +22,8 @@ namespace berth::control {
 struct RpcServerOptions {
   std::vector<std::string> unix_paths;
   std::vector<std::string> tcp_addresses;  // HOST:PORT; [IPV6]:PORT.
+  // What the health service knows, beside the server as a whole: "package.Service".
+  std::vector<std::string> service_names;
   // Of TCP: PEM files.
   std::string tls_certificate;
   std::string tls_key;

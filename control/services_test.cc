@@ -206,6 +206,7 @@ TEST_F(ServicesTest, FilesAreOpenedInsideTheRootsOnly) {
     const grpc::Status status = refusal(path);
     EXPECT_EQ(status.error_code(), StatusCode::PERMISSION_DENIED) << path << status.error_message();
     EXPECT_EQ(DetailOf<google::rpc::ErrorInfo>(status).reason(), "OUTSIDE_IMAGE_ROOTS");
+    EXPECT_EQ(DetailOf<google::rpc::ResourceInfo>(status).resource_name(), path);
   }
   ASSERT_EQ(symlink("/etc/passwd", (directory() + "/link").c_str()), 0);
   EXPECT_EQ(refusal(directory() + "/link").error_code(), StatusCode::PERMISSION_DENIED);

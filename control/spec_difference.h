@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "berth/v1/attachments.pb.h"
+#include "berth/v1/exports.pb.h"
 #include "google/protobuf/message.h"
 
 namespace berth::control {
@@ -12,6 +14,10 @@ namespace berth::control {
 // message: "read_only: true -> false". Both are of one type. Pure.
 std::string SpecDifference(const google::protobuf::Message& existing,
                            const google::protobuf::Message& requested);
+
+// The same, where a default that is written out ("cache: WRITEBACK") is the default too.
+std::string SpecDifference(v1::ExportSpec existing, v1::ExportSpec requested);
+std::string SpecDifference(v1::AttachmentSpec existing, v1::AttachmentSpec requested);
 
 }  // namespace berth::control
 

@@ -63,31 +63,25 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
   return WithReason(status, "INVALID_FIELD");
 }
 
-namespace {
-
-absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name,
-                          absl::string_view description) {
+absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name) {
   google::rpc::ResourceInfo detail;
   detail.set_resource_type(ToText(type));
   detail.set_resource_name(ToText(name));
-  detail.set_description(ToDescription(description));
+  detail.set_description(ToDescription(status.message()));
   Attach(detail, &status);
   return status;
 }
-
-}  // namespace
 
 absl::Status MissingResource(absl::string_view type, absl::string_view name) {
   return MissingResource(type, name, absl::StrCat("there is no ", type, " ", Quoted(name)));
 }
 
 absl::Status MissingResource(absl::string_view type, absl::string_view name, absl::string_view description) {
-  return WithReason(WithResource(absl::NotFoundError(description), type, name, description), "NOT_FOUND");
+  return WithReason(WithResource(absl::NotFoundError(description), type, name), "NOT_FOUND");
 }
 
 absl::Status ExistingResource(absl::string_view type, absl::string_view name, absl::string_view description) {
-  return WithReason(WithResource(absl::AlreadyExistsError(description), type, name, description),
-                    "ALREADY_EXISTS");
+  return WithReason(WithResource(absl::AlreadyExistsError(description), type, name), "ALREADY_EXISTS");
 }
 
 absl::Status FailedCondition(absl::string_view reason, absl::string_view subject,

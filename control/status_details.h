@@ -30,6 +30,9 @@ absl::Status MissingResource(absl::string_view type, absl::string_view name, abs
 // ALREADY_EXISTS, reason ALREADY_EXISTS.
 absl::Status ExistingResource(absl::string_view type, absl::string_view name, absl::string_view description);
 
+// `status` with a ResourceInfo: what it is about. The description is the status's message.
+absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name);
+
 // FAILED_PRECONDITION with a PreconditionFailure: `subject` is what stands in the way.
 absl::Status FailedCondition(absl::string_view reason, absl::string_view subject,
                              absl::string_view description);

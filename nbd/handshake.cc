@@ -122,9 +122,10 @@ void Handshake::HandleOptionHeader() {
   if (!DecodeOptionHeader(input_, &option_)) {
     return Close(absl::InvalidArgumentError("an option does not begin with its magic number"));
   }
-  if (++option_count_ > options_.max_options) {
+  const uint64_t most = options_.max_options + most_listed_ * HandshakeOptions::kOptionsOfListed;
+  if (++option_count_ > most) {
     return Close(absl::ResourceExhaustedError(
-        absl::StrCat("more than ", options_.max_options, " options before an export was chosen")));
+        absl::StrCat("more than ", most, " options before an export was chosen")));
   }
   // "Newstyle negotiation": "In non-fixed newstyle only one option can be set".
   if (!fixed_newstyle_ && option_.option != Option::kExportName) {

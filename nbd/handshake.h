@@ -42,8 +42,11 @@ enum class TlsMode : uint8_t {
 };
 
 struct HandshakeOptions {
+  static constexpr uint32_t kOptionsOfListed = 4;
+
   TlsMode tls = TlsMode::kOff;
-  // A client that sends more options than this is cut off.
+  // A client that sends more options than this is cut off. One that had a list may ask after each export in
+  // it, with kOptionsOfListed more for each.
   uint32_t max_options = 1024;
   // Data that an option may carry, in bytes; at least 4,096 + 6. Longer is answered NBD_REP_ERR_TOO_BIG.
   uint32_t max_option_length = 64 << 10;
@@ -166,13 +169,15 @@ class Handshake {
   OptionHeader option_;     // The current one.
   bool too_big_ = false;    // Its data was, and is ignored.
   bool needs_tls_ = false;  // As "FORCEDTLS mode" wants it; its data is ignored.
-  uint32_t option_count_ = 0;
+  uint64_t option_count_ = 0;
   uint64_t ignored_bytes_ = 0;
 
   // NBD_OPT_LIST under way: where it goes on, by name, as exports come and go while a slow client reads.
   bool listing_ = false;
   bool list_started_ = false;
   std::string last_listed_;
+  uint64_t listed_ = 0;       // By this list so far.
+  uint64_t most_listed_ = 0;  // By one list.
 
   // What NBD_OPT_SET_META_CONTEXT chose, and for which export.
   std::vector<MetaContext> contexts_;

@@ -106,6 +106,18 @@ TEST_F(HandshakeTest, EndlessOptionsAreNotAnswered) {
   ExpectClosed(absl::StatusCode::kResourceExhausted);
 }
 
+// As nbdinfo --list and qemu-nbd --list do: they ask after each export that a list named.
+TEST_F(HandshakeTest, WhatWasListedMayBeAskedAfter) {
+  options_.max_options = 10;
+  for (int i = 0; i < 99; ++i) Add(absl::StrCat(i));
+  Connect();
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(Send(Opt(kListOption)).empty());
+  // However often it was listed.
+  for (int i = 0; i < 100 * 4 + 8; ++i) ASSERT_EQ(ErrorType(kInfoOption, Wish("none")), kUnknown) << i;
+  EXPECT_EQ(Send(Opt(kInfoOption, Wish("disk"))), "");
+  ExpectClosed(absl::StatusCode::kResourceExhausted);
+}
+
 // "SHOULD error further options received (other than an NBD_OPT_ABORT) with NBD_REP_ERR_SHUTDOWN".
 TEST_F(HandshakeTest, Shutdown) {
   Connect();

@@ -67,6 +67,7 @@ void Handshake::HandleIgnoredOption() {
     case Option::kList:
       listing_ = true;
       list_started_ = false;
+      listed_ = 0;
       return ContinueList();
     case Option::kStructuredReply:
       if (negotiated_.reply_style == ReplyStyle::kExtended) {
@@ -264,8 +265,10 @@ void Handshake::ContinueList() {
     AppendText(description);
     last_listed_ = listed.name;
     list_started_ = true;
+    ++listed_;
   }
   listing_ = false;
+  most_listed_ = std::max(most_listed_, listed_);
   ReplyHeader(OptionReply::kAck, 0);
 }
 
