@@ -48,8 +48,8 @@ The kernel's device:
       --connections=N       sockets between the device and this program
 
 TLS and secrets:
-      --object TYPE,id=ID,...   secret, tls-creds-x509, tls-creds-psk, authz-simple, authz-list,
-                            authz-list-file
+      --object TYPE,id=ID,...   secret, tls-creds-x509, tls-creds-psk, tls-creds-anon,
+                            throttle-group, authz-simple, authz-list, authz-list-file
       --tls-creds=ID        serve with TLS only, or with -L connect with it
       --tls-authz=ID        who may use the export
       --tls-hostname=NAME   with -L: the name in the server's certificate

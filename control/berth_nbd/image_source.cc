@@ -75,6 +75,11 @@ absl::StatusOr<ImageFormat> NamedFormat(const std::string& name) {
   // qemu's names of the drivers below a raw image.
   if (name == "raw" || name == "file" || name == "host_device") return ImageFormat::kRaw;
   if (name == "qcow2") return ImageFormat::kQcow2;
+  if (name == "luks") {
+    return absl::InvalidArgumentError(
+        "-f is 'luks', which needs a secret: --object secret,id=ID,… --image-opts "
+        "driver=luks,key-secret=ID,file.filename=FILE");
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("-f is '", name.substr(0, 200), "'; it must be raw or qcow2"));
 }

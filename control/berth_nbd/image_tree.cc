@@ -50,6 +50,7 @@ class TreeOpener {
   DeviceOr OpenRaw(const OptionTree& tree, const ImageModes& modes);
   DeviceOr OpenQcow2(const OptionTree& tree, const ImageModes& modes);
   DeviceOr OpenQcow2Over(const OptionTree& backing, const std::string& path, const ImageModes& modes);
+  absl::StatusOr<Secret> SecretOf(const OptionTree& tree);
   DeviceOr OpenLuks(const OptionTree& tree, const ImageModes& modes);
   DeviceOr OpenNull(const OptionTree& tree, const ImageModes& modes);
   DeviceOr OpenThrottle(const OptionTree& tree, const ImageModes& modes);
@@ -189,6 +190,17 @@ DeviceOr TreeOpener::OpenQcow2(const OptionTree& tree, const ImageModes& modes) 
     file_modes.lock = LockMode::kNone;
   }
   if (absl::Status status = file->CheckAllRead(); !status.ok()) return status;
+  if (const OptionTree* encrypt = tree.Child("encrypt")) {
+    const absl::StatusOr<std::optional<std::string>> format = encrypt->Text("format");
+    if (!format.ok()) return format.status();
+    if (const std::string name = format->value_or("luks"); name != "luks" && name != "aes") {
+      return WrongChoice(*encrypt, "format", name, "luks or aes");
+    }
+    absl::StatusOr<Secret> secret = SecretOf(*encrypt);
+    if (!secret.ok()) return secret.status();
+    if (absl::Status status = encrypt->CheckAllRead(); !status.ok()) return status;
+    file_modes.secret = *std::move(secret);
+  }
   const OptionTree* backing = tree.Child("backing");
   return backing == nullptr ? OpenImageFile(ImageFormat::kQcow2, *path, file_modes)
                             : OpenQcow2Over(*backing, *path, file_modes);
@@ -200,6 +212,10 @@ DeviceOr TreeOpener::OpenQcow2Over(const OptionTree& backing, const std::string&
   if (modes.snapshot.has_value()) {
     return absl::UnimplementedError(
         "-l and backing.… do not go together: a snapshot has the image's own chain");
+  }
+  if (!modes.secret.empty()) {
+    return absl::UnimplementedError(
+        "encrypt.… and backing.… do not go together: the chain is the image's own");
   }
   ImageModes below = modes;
   Qcow2Files files;
@@ -230,12 +246,18 @@ DeviceOr TreeOpener::OpenQcow2Over(const OptionTree& backing, const std::string&
   return std::shared_ptr<BlockDevice>(*std::move(device));
 }
 
-DeviceOr TreeOpener::OpenLuks(const OptionTree& tree, const ImageModes& modes) {
+// What `tree.key-secret` names.
+absl::StatusOr<Secret> TreeOpener::SecretOf(const OptionTree& tree) {
   const absl::StatusOr<std::string> id = Needed(tree, "key-secret");
   if (!id.ok()) return id.status();
-  const absl::StatusOr<Secret> secret = objects_.FindSecret(*id);
-  if (!secret.ok())
-    return absl::NotFoundError(absl::StrCat(tree.Name("key-secret"), ": ", secret.status().message()));
+  absl::StatusOr<Secret> secret = objects_.FindSecret(*id);
+  if (secret.ok()) return secret;
+  return absl::NotFoundError(absl::StrCat(tree.Name("key-secret"), ": ", secret.status().message()));
+}
+
+DeviceOr TreeOpener::OpenLuks(const OptionTree& tree, const ImageModes& modes) {
+  const absl::StatusOr<Secret> secret = SecretOf(tree);
+  if (!secret.ok()) return secret.status();
   DeviceOr below = OpenBelow(tree, modes);
   if (!below.ok()) return below;
   return luks::OpenLuksImage(*std::move(below), *secret);
@@ -274,6 +296,7 @@ DeviceOr OpenImageFile(ImageFormat format, const std::string& path, const ImageM
   spec.discard = modes.discard;
   spec.lock = modes.lock;
   spec.read_only = modes.read_only;
+  spec.secret = modes.secret;
   if (modes.snapshot.has_value()) {
     const SnapshotChoice& choice = *modes.snapshot;
     if (format != ImageFormat::kQcow2) {

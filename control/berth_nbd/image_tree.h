@@ -15,6 +15,7 @@
 #include "image/block/block_device.h"
 #include "image/block/image_modes.h"
 #include "image/opener/image_spec.h"
+#include "image/secret/secret.h"
 
 namespace berth::control {
 
@@ -25,6 +26,7 @@ struct ImageModes {
   LockMode lock = LockMode::kExclusive;
   bool read_only = false;
   std::optional<SnapshotChoice> snapshot = {};  // Of the topmost image.
+  Secret secret = {};                           // Of an encrypted qcow2 image.
 };
 
 // Errors as OpenImage(); for a snapshot of what has none INVALID_ARGUMENT. May block.

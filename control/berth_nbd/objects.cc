@@ -12,7 +12,8 @@ namespace berth::control {
 namespace {
 
 constexpr char kTypes[] =
-    "secret, tls-creds-x509, tls-creds-psk, throttle-group, authz-simple, authz-list or authz-list-file";
+    "secret, tls-creds-x509, tls-creds-psk, tls-creds-anon, throttle-group, authz-simple, authz-list or "
+    "authz-list-file";
 
 absl::Status Wrong(const std::string& id, absl::string_view text) {
   return absl::InvalidArgumentError(absl::StrCat("--object with the id '", id.substr(0, 200), "': ", text));
@@ -149,13 +150,10 @@ absl::StatusOr<RateLimits> ParseLimits(const OptionTree& object) {
 
 // What can be wrong with it before its files are read.
 absl::Status CheckCredentials(const std::string& type, const OptionTree& object) {
-  if (type == "tls-creds-anon") {
-    return absl::UnimplementedError(
-        "tls-creds-anon proves nothing to either end and is not spoken here; use tls-creds-psk or "
-        "tls-creds-x509");
-  }
-  absl::StatusOr<std::string> directory = Needed(object, "dir");
+  const bool anonymous = type == "tls-creds-anon";
+  absl::StatusOr<std::optional<std::string>> directory = object.Text("dir");
   if (!directory.ok()) return directory.status();
+  if (!anonymous && directory->value_or("").empty()) return absl::InvalidArgumentError("dir is missing");
   absl::StatusOr<std::optional<std::string>> endpoint = object.Text("endpoint");
   if (!endpoint.ok()) return endpoint.status();
   const std::string end = endpoint->value_or("client");
@@ -164,6 +162,7 @@ absl::Status CheckCredentials(const std::string& type, const OptionTree& object)
         absl::StrCat("endpoint is '", end.substr(0, 200), "'; it must be server or client"));
   }
   if (absl::StatusOr<bool> verify = object.Switch("verify-peer", true); !verify.ok()) return verify.status();
+  if (anonymous) return absl::OkStatus();
   if (type == "tls-creds-psk") return object.Text("username").status();
   absl::StatusOr<std::optional<std::string>> password = object.Text("passwordid");
   if (!password.ok()) return password.status();
@@ -306,18 +305,21 @@ absl::StatusOr<std::shared_ptr<const nbd::TlsCredentials>> Objects::Credentials(
         absl::StrCat("--tls-creds is '", id.substr(0, 200),
                      "', which is not for this end; its object must say endpoint=", needed));
   }
-  const std::string directory = **object.Text("dir");
+  const bool anonymous = **object.Text("qom-type") == "tls-creds-anon";
+  const std::string directory = object.Text("dir")->value_or("");
   const bool verify = *object.Switch("verify-peer", true);
   const bool psk = **object.Text("qom-type") == "tls-creds-psk";
   const std::string keys = absl::StrCat(directory, "/keys.psk");
   if (server) {
     nbd::ServerTlsFiles files;
-    (psk ? files.psk : files.certificates) = psk ? keys : directory;
-    files.verify_client = !psk && verify;
+    files.anonymous = anonymous;
+    if (!anonymous) (psk ? files.psk : files.certificates) = psk ? keys : directory;
+    files.verify_client = !anonymous && !psk && verify;
     return nbd::TlsCredentials::ForServer(files);
   }
   nbd::ClientTlsFiles files;
-  (psk ? files.psk : files.certificates) = psk ? keys : directory;
+  files.anonymous = anonymous;
+  if (!anonymous) (psk ? files.psk : files.certificates) = psk ? keys : directory;
   if (psk) files.psk_user = object.Text("username")->value_or("qemu");
   files.verify_server = verify;
   return nbd::TlsCredentials::ForClient(files);

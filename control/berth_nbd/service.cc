@@ -107,6 +107,7 @@ class Service {
   absl::Status End();
   absl::Status Flush();
 
+  std::optional<StopGuard> guard_;  // Goes last: destructors may hang as well.
   const CommandLine& line_;
   Background* const background_;
   const UniqueFd signals_ = BlockStopSignals();
@@ -246,6 +247,9 @@ absl::Status Service::Start(std::optional<UniqueFd> activation) {
     absl::StatusOr<Listening> listening = Listen(line_, std::move(activation));
     if (!listening.ok()) return listening.status();
     listening_ = *std::move(listening);
+    if (listening_.listener != nullptr) {
+      Say(line_, absl::StrCat("listening on ", listening_.listener->address().ToString()));
+    }
   }
   if (absl::Status status = AttachDevice(); !status.ok()) return status;
   if (absl::Status status = StartMetrics(); !status.ok()) return status;
@@ -344,7 +348,7 @@ absl::Status Service::Run(std::optional<UniqueFd> activation) {
   if (!line_.device.empty()) prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
   if (absl::Status status = Start(std::move(activation)); !status.ok()) return status;
   Loop();
-  const StopGuard guard(absl::Now() + kStopTimeout + kStopGrace);
+  guard_.emplace(absl::Now() + kStopTimeout + kStopGrace);
   return End();
 }
 

@@ -63,6 +63,12 @@ const TemporaryDirectory& Originals() {
     // The secret is the bytes 1 to 4.
     MustRun({"qemu-img", "create", "-q", "--object", "secret,id=k,data=AQIDBA==,format=base64", "-f", "luks",
              "-o", "key-secret=k,iter-time=10", made->Path("luks"), "1M"});
+    const std::string secret = "secret,id=k,data=AQIDBA==,format=base64";
+    MustRun({"qemu-img", "create", "-q", "--object", secret, "-f", "qcow2", "-o",
+             "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", made->Path("encrypted"), "1M"});
+    MustRun({"qemu-io", "--object", secret, "--image-opts", "-c", "write -P 3 64k 100k",
+             absl::StrCat("driver=qcow2,encrypt.format=luks,encrypt.key-secret=k,file.filename=",
+                          made->Path("encrypted"))});
     return made;
   }();
   return *originals;
@@ -71,7 +77,7 @@ const TemporaryDirectory& Originals() {
 class Images {
  public:
   Images() {
-    for (const char* name : {"raw", "qcow2", "luks"})
+    for (const char* name : {"raw", "qcow2", "luks", "encrypted"})
       std::filesystem::copy_file(Originals().Path(name), Path(name));
   }
   Images(const Images&) = delete;
@@ -180,9 +186,10 @@ TEST_P(BerthNbdPairTest, ClientsSeeTheSame) {
   const Images images;
   Arguments options = {"-t"};
   for (const std::string& option : one.options) {
-    options.push_back(absl::StrReplaceAll(
-        option,
-        {{"RAW", images.Path("raw")}, {"QCOW2", images.Path("qcow2")}, {"LUKS", images.Path("luks")}}));
+    options.push_back(absl::StrReplaceAll(option, {{"RAW", images.Path("raw")},
+                                                   {"QCOW2", images.Path("qcow2")},
+                                                   {"ENCRYPTED", images.Path("encrypted")},
+                                                   {"LUKS", images.Path("luks")}}));
   }
   const View theirs = ViewOf(images, kQemuNbd, options, one.name);
   const View ours = ViewOf(images, BerthNbd(), options, one.name);
@@ -218,6 +225,10 @@ INSTANTIATE_TEST_SUITE_P(
         PairCase{"json",
                  {R"(json:{"driver": "raw", "size": 65536, "file": {"driver": "file", "filename": "RAW"}})"}},
         PairCase{"null", {"--image-opts", "driver=null-co,size=1M,read-zeroes=on"}},
+        PairCase{"encrypted",
+                 {"--object", "secret,id=key,data=AQIDBA==,format=base64", "--image-opts",
+                  "driver=qcow2,encrypt.format=luks,encrypt.key-secret=key,file.driver=file,file.filename="
+                  "ENCRYPTED"}},
         PairCase{"luks",
                  {"--object", "secret,id=key,data=AQIDBA==,format=base64", "--image-opts",
                   "driver=luks,key-secret=key,file.driver=file,file.filename=LUKS"}}),
@@ -413,6 +424,25 @@ TEST(BerthNbdTest, RefusesSocketsThatAreHandedOverWrongly) {
   }
 }
 
+TEST(BerthNbdTest, EveryOptionIsInTheManualTheTableAndTheCompletion) {
+  const std::string manual = ReadFile("deploy/berth-nbd.1");
+  const std::string table = ReadFile("docs/qemu-nbd.md");
+  const std::string completion = ReadFile("deploy/berth-nbd.bash");
+  const std::string help = MustRun({BerthNbd(), "--help"}).output;
+  int options = 0;
+  for (size_t at = help.find("  -"); at != std::string::npos; at = help.find("\n  ", at + 1)) {
+    const std::string line = help.substr(at, help.find('\n', at + 1) - at);
+    const size_t begin = line.find("--");
+    if (begin == std::string::npos || begin > 12) continue;
+    const std::string name = line.substr(begin, line.find_first_of(" =,", begin) - begin);
+    ++options;
+    EXPECT_TRUE(absl::StrContains(manual, "Fl -" + name.substr(2))) << name;
+    EXPECT_TRUE(absl::StrContains(table, name)) << name;
+    EXPECT_TRUE(absl::StrContains(completion, name)) << name;
+  }
+  EXPECT_GE(options, 35) << help;
+}
+
 struct WrongCase {
   Arguments options;
   std::vector<std::string> said;
@@ -467,7 +497,9 @@ TEST(BerthNbdTest, SaysInOneLineWhatIsWrong) {
       {{"-k", socket, "json:{\"driver\": "}, {"JSON"}},
       {Arguments{"--object", "secret,id=s"} + serve, {"'s'", "data", "file"}},
       {Arguments{"--object", "cipher,id=s"} + serve, {"'s'", "'cipher'", "tls-creds-psk"}},
-      {Arguments{"--object", "tls-creds-anon,id=s"} + serve, {"'s'", "tls-creds-psk"}},
+      {Arguments{"--object", "tls-creds-psk,id=s,endpoint=server"} + serve, {"'s'", "dir"}},
+      {Arguments{"--object", "tls-creds-anon,id=s,endpoint=both"} + serve,
+       {"'s'", "'both'", "server or client"}},
       {Arguments{"--tls-creds", "s"} + serve, {"--tls-creds", "'s'"}},
       {Arguments{"-T", "nbd_*,level=9"} + serve, {"--trace", "level"}},
       {Arguments{"--metrics", "nowhere"} + serve, {"--metrics", "'nowhere'"}},
