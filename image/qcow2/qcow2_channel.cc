@@ -32,7 +32,7 @@ struct Qcow2Channel::Piece {
   absl::Span<uint8_t> out;
 };
 
-absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Channel::Open(Qcow2Device& device, Reactor& reactor) {
+absl::StatusOr<std::unique_ptr<Qcow2Channel>> Qcow2Channel::Open(Qcow2Device& device, Reactor& reactor) {
   const Qcow2Files& files = device.files_;
   std::unique_ptr<BlockChannel> channels[3];
   size_t i = 0;

@@ -27,7 +27,7 @@ namespace berth {
 
 class Qcow2Channel final : public BlockChannel {
  public:
-  static absl::StatusOr<std::unique_ptr<BlockChannel>> Open(Qcow2Device& device, Reactor& reactor);
+  static absl::StatusOr<std::unique_ptr<Qcow2Channel>> Open(Qcow2Device& device, Reactor& reactor);
 
   Task<IoResult> Read(uint64_t offset, absl::Span<uint8_t> out) override;
   Task<IoResult> Write(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) override;
@@ -36,6 +36,11 @@ class Qcow2Channel final : public BlockChannel {
   Task<IoResult> Discard(uint64_t offset, uint64_t length) override;
   Task<IoResult> Prefetch(uint64_t offset, uint64_t length) override;
   Task<IoResult> Extents(uint64_t offset, uint64_t length, std::vector<Extent>* out) override;
+
+  // As StatusChannel::Extents, for AllocationDepth. `below` is that of the backing image, or null where that
+  // is no chain.
+  Task<IoResult> Depths(uint64_t offset, uint64_t length, StatusChannel* below,
+                        std::vector<StatusExtent>* out);
 
  private:
   using Run = qcow2::Run;

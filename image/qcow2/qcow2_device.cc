@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "image/io/big_endian.h"
 #include "image/io/progress.h"
+#include "image/qcow2/allocation_depth.h"
 #include "image/qcow2/check/check.h"
 #include "image/qcow2/format/snapshot_table.h"
 #include "image/qcow2/metadata_reader.h"
@@ -205,7 +206,8 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
       data_is_raw_((header.autoclear_features & qcow2::kRawExternalData) != 0 && files_.backing == nullptr),
       old_cipher_(options.old_cipher),
       map_(header, l1_table_offset, std::move(l1)),
-      l2_cache_(options.l2_cache_bytes, map_.slice_bytes()) {
+      l2_cache_(options.l2_cache_bytes, map_.slice_bytes()),
+      depth_(std::make_shared<AllocationDepth>(this)) {
   const BlockTraits& below = (files_.data != nullptr ? files_.data : files_.image)->traits();
   traits_.read_only = true;
   traits_.rotational = below.rotational;
@@ -213,7 +215,9 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
 }
 
 absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Device::OpenChannel(Reactor& reactor) {
-  return Qcow2Channel::Open(*this, reactor);
+  absl::StatusOr<std::unique_ptr<Qcow2Channel>> channel = Qcow2Channel::Open(*this, reactor);
+  if (!channel.ok()) return channel.status();
+  return std::unique_ptr<BlockChannel>(*std::move(channel));
 }
 
 absl::Status Qcow2Device::Resize(uint64_t) {

@@ -76,7 +76,11 @@ class Qcow2Device final : public BlockDevice {
   const BlockTraits& traits() const override { return traits_; }
   uint64_t size() const override { return size_; }
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;
+  std::vector<std::shared_ptr<StatusContext>> contexts() const override { return {depth_}; }
   absl::Status Resize(uint64_t new_size) override;
+
+  // Null where there is none.
+  BlockDevice* backing() const { return files_.backing.get(); }
 
  private:
   friend class Qcow2Channel;
@@ -100,6 +104,7 @@ class Qcow2Device final : public BlockDevice {
   BlockTraits traits_;
   const qcow2::ClusterMap map_;
   qcow2::L2Cache l2_cache_;
+  const std::shared_ptr<StatusContext> depth_;
   std::unique_ptr<qcow2::Writer> writer_;  // Null where the image is open for reading.
 };
 
