@@ -85,6 +85,7 @@ class Chain {
       if (i == 0) {
         options.snapshot = spec_.snapshot;
         options.writable = !spec_.read_only;
+        options.bitmaps = true;
         options.durable_writes = WritesAreDurable(spec_.cache);
         options.unmap = spec_.discard == DiscardMode::kUnmap;
       }

@@ -68,7 +68,7 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  absl::Status ClaimTables(const std::vector<uint64_t>& l1) {
+  absl::Status ClaimTables(const std::vector<uint64_t>& l1, const std::vector<uint64_t>& tables) {
     Claim(0);
     for (const auto& [what, offset, bytes] :
          {std::make_tuple("the L1 table", header_.l1_table_offset, uint64_t{header_.l1_size} * 8),
@@ -83,6 +83,9 @@ class Preparation {
       for (uint64_t at = place.offset; at < place.offset + place.length; at += header_.cluster_size()) {
         if (!Claim(at)) return Overlap("the encryption header", at);
       }
+    }
+    for (const uint64_t table : tables) {
+      if (!Claim(table)) return Overlap("a bitmap's cluster", table);
     }
     for (const uint64_t cluster : claimed_) {
       state_.metadata_clusters.push_back(cluster);
@@ -118,12 +121,13 @@ class Preparation {
 }  // namespace
 
 absl::StatusOr<WritableState> PrepareForWriting(BlockDevice& image, const Header& header,
-                                                const std::vector<uint64_t>& l1, uint64_t maintained) {
+                                                const std::vector<uint64_t>& l1,
+                                                const std::vector<uint64_t>& tables, uint64_t maintained) {
   absl::Status status = CheckFeatures(header);
   if (!status.ok()) return status;
   Preparation preparation(image, header);
   status = preparation.ReadRefcounts();
-  if (status.ok()) status = preparation.ClaimTables(l1);
+  if (status.ok()) status = preparation.ClaimTables(l1, tables);
   const uint64_t autoclear = AutoclearForWriting(header.autoclear_features, maintained);
   if (status.ok() && autoclear != header.autoclear_features) {
     uint8_t field[8];

@@ -18,12 +18,14 @@ struct WritableState {
   std::vector<uint64_t> metadata_clusters;  // Header, L1 table, refcount table and blocks.
 };
 
-// Reads every refcount, checks that nothing overlaps, and clears the autoclear features that are not among
+// Reads every refcount, checks that nothing overlaps (`tables` are the offsets of clusters with other
+// metadata), and clears the autoclear features that are not among
 // `maintained`. FAILED_PRECONDITION, with the way out, where the image says that it is corrupt;
 // INVALID_ARGUMENT for broken tables. Blocks; not on a
 // reactor's thread.
 absl::StatusOr<WritableState> PrepareForWriting(BlockDevice& image, const Header& header,
-                                                const std::vector<uint64_t>& l1, uint64_t maintained);
+                                                const std::vector<uint64_t>& l1,
+                                                const std::vector<uint64_t>& tables, uint64_t maintained);
 
 }  // namespace berth::qcow2
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "image/io/big_endian.h"
+#include "image/qcow2/bitmap_set.h"
 #include "image/qcow2/qcow2_channel.h"
 #include "image/qcow2/writer.h"
 
@@ -31,6 +32,7 @@ Task<IoResult> Qcow2Channel::LoadForWriting(uint64_t file_offset) {
 Task<IoResult> Qcow2Channel::Write(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) {
   if (device_.writer_ == nullptr) return Task<IoResult>(IoResult::Error(EPERM));
   if (!Inside(offset, data.size())) return Task<IoResult>(IoResult::Error(EIO));
+  device_.bitmaps_->NoteChange(offset, data.size());
   return WriteAll(offset, data, flags == WriteFlags::kFua);
 }
 
@@ -138,6 +140,7 @@ Task<IoResult> Qcow2Channel::Zero(uint64_t offset, uint64_t length, ZeroFlags fl
   if (Has(flags, ZeroFlags::kFastOnly) && (keep_space || !device_.traits_.fast_zero)) {
     return Task<IoResult>(IoResult::Error(ENOTSUP));
   }
+  device_.bitmaps_->NoteChange(offset, length);
   return ZeroAll(offset, length, keep_space, Has(flags, ZeroFlags::kFua));
 }
 
@@ -206,6 +209,7 @@ Task<IoResult> Qcow2Channel::Discard(uint64_t offset, uint64_t length) {
   const uint64_t end = offset + length;
   const uint64_t last = end == device_.size_ ? end : end / unit * unit;
   if (!device_.writer_->unmap || first >= last) return Task<IoResult>(IoResult::Ok());
+  device_.bitmaps_->NoteChange(first, last - first);
   return DiscardUnits(first, last - first);
 }
 

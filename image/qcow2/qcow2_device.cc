@@ -9,6 +9,7 @@
 #include "image/io/big_endian.h"
 #include "image/io/progress.h"
 #include "image/qcow2/allocation_depth.h"
+#include "image/qcow2/bitmap_set.h"
 #include "image/qcow2/check/check.h"
 #include "image/qcow2/format/snapshot_table.h"
 #include "image/qcow2/metadata_reader.h"
@@ -131,6 +132,12 @@ absl::StatusOr<std::shared_ptr<Qcow2Device>> Qcow2Device::Open(Qcow2Files files,
   if (!l1.ok()) return l1.status();
   std::shared_ptr<Qcow2Device> device(
       new Qcow2Device(std::move(files), header, size, l1_offset, *l1, options));
+  // They are of the disk, and not of a snapshot.
+  if ((options.bitmaps || options.writable) && options.snapshot.empty()) {
+    auto bitmaps = qcow2::BitmapSet::Load(*device->files_.image, header);
+    if (!bitmaps.ok()) return bitmaps.status();
+    device->bitmaps_ = *std::move(bitmaps);
+  }
   if (options.writable) {
     if (!options.snapshot.empty()) {
       return absl::InvalidArgumentError("an internal snapshot can only be read; set read_only");
@@ -145,8 +152,10 @@ absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint6
                                          const Qcow2Options& options) {
   if (absl::Status status = PrepareDataFile(); !status.ok()) return status;
   absl::StatusOr<qcow2::WritableState> state = qcow2::PrepareForWriting(
-      *files_.image, header, l1, data_is_raw_ ? qcow2::kRawExternalData : uint64_t{0});
+      *files_.image, header, l1, bitmaps_->clusters(),
+      qcow2::kBitmapsConsistent | (data_is_raw_ ? qcow2::kRawExternalData : uint64_t{0}));
   if (!state.ok()) return state.status();
+  if (absl::Status status = bitmaps_->MarkInUse(*files_.image); !status.ok()) return status;
   const bool has_backing = files_.backing != nullptr;
   const BlockTraits& data_traits = (files_.decrypted != nullptr ? files_.decrypted
                                     : files_.data != nullptr    ? files_.data
@@ -185,6 +194,9 @@ Qcow2Device::~Qcow2Device() {
     if (result.ok()) result = co_await writer_->committer.Commit(reactor, channel, data.get());
     // The refcounts of what was released, which a commit leaves to the next flush.
     if (result.ok()) result = co_await channel.Flush();
+    if (result.ok()) {
+      result = co_await bitmaps_->Store(reactor, channel, data.get(), writer_->map, writer_->committer);
+    }
     co_return result;
   };
   // An error has been seen by whoever flushed; without a flush nothing was promised.
@@ -212,6 +224,24 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
   traits_.read_only = true;
   traits_.rotational = below.rotational;
   traits_.preferred_alignment = below.preferred_alignment;
+}
+
+std::vector<std::shared_ptr<StatusContext>> Qcow2Device::contexts() const {
+  std::vector<std::shared_ptr<StatusContext>> contexts;
+  if (bitmaps_ != nullptr) contexts = bitmaps_->contexts();
+  contexts.insert(contexts.begin(), depth_);
+  if (contexts.size() > kMaxStatusContexts) contexts.resize(kMaxStatusContexts);
+  return contexts;
+}
+
+absl::Status Qcow2Device::ClearBitmap(const std::string& name) {
+  if (writer_ == nullptr) return absl::FailedPreconditionError("the image is open for reading only");
+  return bitmaps_->Clear(name);
+}
+
+absl::Status Qcow2Device::EnableBitmap(const std::string& name, bool enabled) {
+  if (writer_ == nullptr) return absl::FailedPreconditionError("the image is open for reading only");
+  return bitmaps_->Enable(name, enabled, *files_.image);
 }
 
 absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Device::OpenChannel(Reactor& reactor) {

@@ -45,6 +45,8 @@ struct Qcow2Options {
   // Memory for L2 tables: the default serves 256 GiB of a disk with the usual cluster size.
   uint64_t l2_cache_bytes = uint64_t{32} << 20;
   bool writable = false;
+  // The image's dirty bitmaps are shown; of a writable one they always are.
+  bool bitmaps = false;
   // Of a writable image: every change is on stable storage when it completes.
   bool durable_writes = false;
   // Of a writable image: discards and zeroes free clusters.
@@ -58,8 +60,9 @@ struct Qcow2Options {
 absl::StatusOr<qcow2::Header> ReadQcow2Header(BlockDevice& image);
 
 namespace qcow2 {
+class BitmapSet;
 struct Writer;
-}
+}  // namespace qcow2
 
 class Qcow2Device final : public BlockDevice {
  public:
@@ -76,8 +79,13 @@ class Qcow2Device final : public BlockDevice {
   const BlockTraits& traits() const override { return traits_; }
   uint64_t size() const override { return size_; }
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;
-  std::vector<std::shared_ptr<StatusContext>> contexts() const override { return {depth_}; }
+  std::vector<std::shared_ptr<StatusContext>> contexts() const override;
   absl::Status Resize(uint64_t new_size) override;
+
+  // Of the dirty bitmaps that the image keeps, by name: forgets all changes, or begins or ends to follow
+  // them. NOT_FOUND, and FAILED_PRECONDITION where the image is not open for writing. May block.
+  absl::Status ClearBitmap(const std::string& name);
+  absl::Status EnableBitmap(const std::string& name, bool enabled);
 
   // Null where there is none.
   BlockDevice* backing() const { return files_.backing.get(); }
@@ -105,7 +113,8 @@ class Qcow2Device final : public BlockDevice {
   const qcow2::ClusterMap map_;
   qcow2::L2Cache l2_cache_;
   const std::shared_ptr<StatusContext> depth_;
-  std::unique_ptr<qcow2::Writer> writer_;  // Null where the image is open for reading.
+  std::unique_ptr<qcow2::BitmapSet> bitmaps_;  // Null where nobody asked for them.
+  std::unique_ptr<qcow2::Writer> writer_;      // Null where the image is open for reading.
 };
 
 }  // namespace berth

@@ -1,7 +1,6 @@
 // Images that qemu-img and qemu-io made with every option they have, read by us: the content and the map are
 // those that qemu sees.
 #include <algorithm>
-#include <cerrno>
 #include <memory>
 #include <random>
 #include <set>
@@ -16,6 +15,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/conformance/blocking_channel.h"
 #include "tests/interop/program.h"
+#include "tests/interop/statuses.h"
 #include "tests/interop/temporary_directory.h"
 
 namespace berth::testing {
@@ -194,43 +194,6 @@ class Qcow2ReadTest : public ::testing::Test {
     return extents;
   }
 
-  // The status of each sector.
-  std::vector<uint64_t> Statuses(BlockDevice& device, const std::string& name) {
-    std::vector<uint64_t> sectors;
-    const auto contexts = device.contexts();
-    const auto context = std::find_if(contexts.begin(), contexts.end(),
-                                      [&name](const auto& one) { return one->name() == name; });
-    if (context == contexts.end()) return sectors;
-    Reactor& reactor = pool_->at(0);
-    const auto read = [&]() -> Task<IoResult> {
-      auto channel = (*context)->Open(reactor);
-      if (!channel.ok()) co_return IoResult::Error(EIO);
-      for (uint64_t at = 0; at < device.size();) {
-        std::vector<StatusExtent> some;
-        const IoResult result = co_await (*channel)->Extents(at, device.size() - at, &some);
-        if (!result.ok() || some.empty()) co_return result;
-        for (const StatusExtent& extent : some) {
-          at += extent.length;
-          sectors.insert(sectors.end(), extent.length / kSector, extent.status);
-        }
-      }
-      co_return IoResult::Ok();
-    };
-    EXPECT_TRUE(RunOn(reactor, read).ok());
-    return sectors;
-  }
-
-  // The same, as qemu-nbd says with the option `option`.
-  std::vector<uint64_t> QemusStatuses(const std::string& name, const std::string& context,
-                                      const std::string& option) {
-    std::vector<uint64_t> sectors;
-    for (const json& entry : json::parse(Run({"nbdinfo", "--json", "--map=" + context, "--", "[", "qemu-nbd",
-                                              "-r", "-f", "qcow2", option, Path(name), "]"}))) {
-      sectors.insert(sectors.end(), entry["length"].get<uint64_t>() / kSector, entry["type"]);
-    }
-    return sectors;
-  }
-
   // Sector by sector: zero where qemu says so, and with a place in the file where qemu says so.
   void ExpectMap(BlockDevice& device, const std::string& name, bool has_backing) {
     std::vector<Extent> sectors;
@@ -238,7 +201,8 @@ class Qcow2ReadTest : public ::testing::Test {
       EXPECT_EQ(extent.length % kSector, 0u);
       sectors.insert(sectors.end(), extent.length / kSector, {kSector, extent.allocated, extent.zero});
     }
-    ASSERT_EQ(Statuses(device, "qemu:allocation-depth"), QemusStatuses(name, "qemu:allocation-depth", "-A"));
+    ASSERT_EQ(Statuses(device, pool_->at(0), "qemu:allocation-depth"),
+              QemusStatuses(Path(name), "qemu:allocation-depth", {"-A"}));
     for (const json& entry :
          json::parse(Run({"qemu-img", "map", "-f", "qcow2", "--output=json", Path(name)}))) {
       const uint64_t begin = entry["start"].get<uint64_t>() / kSector;
