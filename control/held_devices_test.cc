@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <future>
 #include <string>
 
@@ -26,7 +27,11 @@ class HeldDevicesTest : public testing::Test {
 
   FakeNbdKernel kernel_{4};
   std::promise<std::string> told_;  // A second telling would be an error of the promise.
-  HeldDevices held_{&kernel_, [this](const std::string& name, const HeldDevice&) { told_.set_value(name); }};
+  uint32_t told_of_ = 0;            // Written before the promise is kept.
+  HeldDevices held_{&kernel_, [this](const std::string& name, const HeldDevice& device) {
+                      told_of_ = device.index;
+                      told_.set_value(name);
+                    }};
 };
 
 TEST_F(HeldDevicesTest, TellsOnceWhenTheLastUserIsGone) {
@@ -55,6 +60,8 @@ TEST_F(HeldDevicesTest, WhatCannotBeLookedAtIsWaitedFor) {
   kernel_.Release(1);
   held_.Watch("a", {1, kOurs});
   EXPECT_EQ(WaitForName(), "a");
+  // Not before it had looked three times in vain.
+  EXPECT_TRUE(kernel_.Inspect(1).ok());
 }
 
 TEST_F(HeldDevicesTest, WhatIsForgottenIsNotTold) {
@@ -63,6 +70,21 @@ TEST_F(HeldDevicesTest, WhatIsForgottenIsNotTold) {
   held_.Watch("a", {1, kOurs});
   kernel_.Release(1);
   EXPECT_EQ(WaitForName(), "a");
+}
+
+TEST_F(HeldDevicesTest, WhatTookItsPlaceMeanwhileIsWaitedFor) {
+  kernel_.ConnectForeign(2, 4096, kOurs);
+  kernel_.Hold(2);
+  ASSERT_TRUE(kernel_.Disconnect(2).ok());
+  kernel_.Release(1);
+  kernel_.Block(FakeNbdKernel::Call::kInspect);
+  held_.Watch("a", {1, kOurs});
+  ASSERT_TRUE(kernel_.WaitUntilBlocked(FakeNbdKernel::Call::kInspect));
+  held_.Watch("a", {2, kOurs});
+  kernel_.Unblock(FakeNbdKernel::Call::kInspect);
+  kernel_.Release(2);
+  EXPECT_EQ(WaitForName(), "a");
+  EXPECT_EQ(told_of_, 2u);
 }
 
 TEST_F(HeldDevicesTest, StopsWhileADeviceIsHeld) {

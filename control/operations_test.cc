@@ -9,10 +9,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "berth/v1/images.pb.h"
 #include "control/status_details.h"
+#include "control/watcher_slots.h"
 
 namespace berth::control {
 namespace {
@@ -32,7 +35,7 @@ class HeldWork {
     begun_.store(true);
     begun_.notify_all();
     while (!released_) {
-      if (progress.cancelled()) return absl::CancelledError("3 of 10 were done");
+      if (heeds_cancel && progress.cancelled()) return absl::CancelledError("3 of 10 were done");
       std::this_thread::yield();
     }
     return result;
@@ -41,6 +44,7 @@ class HeldWork {
   void Release() { released_ = true; }
 
   std::atomic<int> runs = 0;
+  bool heeds_cancel = true;
   absl::Status result;
 
  private:
@@ -105,7 +109,8 @@ TEST_F(OperationsTest, ShowsWhatRunsAndWhatCameOfIt) {
   const Operations::Handle handle = *operations_.Find("a");
   EXPECT_EQ(operations_.WaitForEnd(handle, absl::Now()).state(), v1::OPERATION_STATE_RUNNING);
   work.Release();
-  shown = operations_.WaitForEnd(handle, Soon());
+  // The end wakes those who wait: this is longer than a test may take.
+  shown = operations_.WaitForEnd(handle, absl::Now() + absl::Minutes(10));
   EXPECT_EQ(shown.state(), v1::OPERATION_STATE_SUCCEEDED);
   EXPECT_EQ(shown.done(), 10u);
   EXPECT_FALSE(shown.has_error());
@@ -133,6 +138,15 @@ TEST_F(OperationsTest, TheSameRequestJoinsAndGetsTheSameAnswer) {
   const absl::Status other = Run("a", "/other", never);
   EXPECT_TRUE(absl::IsAlreadyExists(other)) << other;
   EXPECT_THAT(std::string(other.message()), HasSubstr("path: \"/disk\" -> \"/other\""));
+  const v1::ResizeImageRequest resize;
+  Operations::Call another;
+  another.name = "a";
+  another.request = &resize;
+  v1::ImageInfo unused;
+  const absl::Status type = operations_.Run(
+      another, [](Progress&) { return absl::OkStatus(); }, &unused);
+  EXPECT_TRUE(absl::IsAlreadyExists(type)) << type;
+  EXPECT_THAT(std::string(type.message()), HasSubstr("CreateImageRequest -> ResizeImageRequest"));
   work.Release();
   for (std::thread& caller : callers) caller.join();
   for (const v1::ImageInfo& answer : answers) EXPECT_EQ(answer.path(), "made /disk");
@@ -159,6 +173,9 @@ TEST_F(OperationsTest, AFailureIsTheAnswerToo) {
   EXPECT_EQ(shown.error().reason(), "LIMIT_REACHED");
   EXPECT_EQ(shown.error().message(), "it is full");
   EXPECT_EQ((*events_.WaitForNext(0, Soon()))->message(), "create image /disk: failed: it is full");
+  // What is kept of it is bounded.
+  EXPECT_FALSE(RunAtOnce("b", "/disk", absl::InternalError(std::string(100000, 'x'))).ok());
+  EXPECT_LE(operations_.Get("b")->error().message().size(), 1024u);
 }
 
 TEST_F(OperationsTest, CancelEndsTheWorkForAllWhoWait) {
@@ -236,6 +253,31 @@ TEST_F(OperationsTest, AStopCancelsAllAndSaysThatItCameBack) {
   EXPECT_EQ(never.runs, 0);
 }
 
+// Work may be in a system call that takes its time.
+TEST_F(OperationsTest, AStopDoesNotKeepThoseWhoJoined) {
+  std::atomic<bool> joins = false;
+  HeldWork never;
+  HeldWork work;
+  work.heeds_cancel = false;
+  std::thread first([&] { EXPECT_TRUE(Run("a", "/disk", work).ok()); });
+  work.WaitUntilBegun();
+  absl::Status joined;
+  std::thread second([&] {
+    joined = Run("a", "/disk", never, nullptr, [&joins] {
+      joins = true;
+      joins.notify_all();
+      return false;
+    });
+  });
+  joins.wait(false);
+  operations_.Close();
+  second.join();
+  EXPECT_EQ(ReasonOf(joined), "SERVER_STOPPING") << joined;
+  EXPECT_EQ(operations_.Get("a")->state(), v1::OPERATION_STATE_RUNNING);
+  work.Release();
+  first.join();
+}
+
 TEST_F(OperationsTest, ListsComeInPagesInTheOrderOfNames) {
   for (const char* name : {"c", "a", "d", "b"}) ASSERT_TRUE(RunAtOnce(name, "/disk").ok());
   EXPECT_THAT(Names(), ElementsAre("a", "b", "c", "d"));
@@ -275,6 +317,19 @@ TEST_F(OperationsTest, WaitersAreBounded) {
                   .ok());
 }
 
+TEST(WatcherSlotsTest, ASlotIsOnePlaceForAsLongAsItLives) {
+  WatcherSlots slots(1);
+  for (int i = 0; i < 2; ++i) {
+    absl::StatusOr<WatcherSlots::Slot> taken = slots.Take();
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    const WatcherSlots::Slot moved = *std::move(taken);
+    taken = absl::CancelledError("its place is where it was moved to");
+    for (int refused = 0; refused < 2; ++refused) {
+      EXPECT_TRUE(absl::IsResourceExhausted(slots.Take().status()));
+    }
+  }
+}
+
 class SmallOperationsTest : public OperationsTest {
  protected:
   SmallOperationsTest() : OperationsTest({.max_running = 1, .max_kept = 2, .keep = absl::Hours(1000)}) {}
@@ -292,6 +347,9 @@ TEST_F(SmallOperationsTest, SoManyRunAndSoManyAreKept) {
   work.Release();
   caller.join();
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(RunAtOnce(absl::StrCat("n", i), "/disk").ok());
+  EXPECT_THAT(Names(), ElementsAre("n1", "n2"));
+  // What has no name takes nobody's place.
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(RunAtOnce("", "/disk").ok());
   EXPECT_THAT(Names(), ElementsAre("n1", "n2"));
   // A name that is forgotten is free again, for other work.
   EXPECT_TRUE(RunAtOnce("running", "/other").ok());
