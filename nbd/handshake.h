@@ -61,7 +61,7 @@ struct HandshakeOptions {
 class Handshake {
  public:
   // Asked before an export is given to the client. An error refuses it, and its text is the client's answer
-  // (NBD_REP_ERR_POLICY). Must not block.
+  // (NBD_REP_ERR_POLICY; where it is UNAVAILABLE, NBD_REP_ERR_SHUTDOWN). Must not block.
   using Admit = absl::AnyInvocable<absl::Status(const Export&)>;
 
   // Asked whether the client may know of an export at all; the error's text is the answer to one that names

@@ -127,6 +127,11 @@ TEST_F(HandshakeTest, Shutdown) {
   }
   EXPECT_EQ(Send(Opt(kAbortOption)), Reply(kAbortOption, kAck));
   ExpectClosed(absl::StatusCode::kCancelled);
+  // A server that stops may refuse before it tells the handshake.
+  Connect();
+  admission_ = absl::UnavailableError("the server is stopping");
+  EXPECT_EQ(ErrorType(kGoOption, Wish("disk")), kShutdown);
+  admission_ = absl::OkStatus();
   Connect();
   handshake_->BeginShutdown();
   EXPECT_EQ(Send(Opt(kExportNameOption, "disk")), "");

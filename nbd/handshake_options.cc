@@ -184,7 +184,8 @@ void Handshake::HandleInfo() {
   }
   if (go) {
     if (absl::Status status = admit_(*found.served); !status.ok()) {
-      return ReplyError(OptionReply::kErrPolicy, status.message());
+      return ReplyError(absl::IsUnavailable(status) ? OptionReply::kErrShutdown : OptionReply::kErrPolicy,
+                        status.message());
     }
   }
   ReplyInfo(*found.served, *request);

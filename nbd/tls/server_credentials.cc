@@ -82,10 +82,13 @@ ServerCredentials::Signature ServerCredentials::Look() const {
 void ServerCredentials::Check() {
   MutexLock one_at_a_time(&check_mutex_);
   Signature seen = Look();
-  if (seen == seen_) return;
+  const bool changed = seen != seen_;
+  if (!changed && !failed_) return;
   seen_ = std::move(seen);
   absl::StatusOr<std::shared_ptr<const TlsCredentials>> read = TlsCredentials::ForServer(files_);
   const absl::Status status = read.status();
+  failed_ = !status.ok();
+  if (failed_ && !changed) return;  // That was told.
   if (read.ok()) {
     MutexLock lock(&mutex_);
     current_.swap(*read);

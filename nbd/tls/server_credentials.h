@@ -1,8 +1,9 @@
 // ServerCredentials: a server's TlsCredentials, read again when their files change.
 //
 // New handshakes use what was read last; connections keep what they began with. Files that are replaced by
-// something that cannot be used change nothing: what was read before stays until they are repaired. Two files
-// that belong together need no care: between the first and the second the old ones stay.
+// something that cannot be used change nothing: what was read before stays until they are repaired, or are
+// good as they are (a certificate that only begins to be valid). Two files that belong together need no care:
+// between the first and the second the old ones stay.
 #ifndef BERTH_NBD_TLS_SERVER_CREDENTIALS_H_
 #define BERTH_NBD_TLS_SERVER_CREDENTIALS_H_
 
@@ -59,6 +60,7 @@ class ServerCredentials {
   Mutex check_mutex_;  // One check at a time.
   OnChange on_change_ ABSL_GUARDED_BY(check_mutex_);
   Signature seen_ ABSL_GUARDED_BY(check_mutex_);
+  bool failed_ ABSL_GUARDED_BY(check_mutex_) = false;  // What was read last could not be used.
 
   mutable Mutex mutex_;
   CondVar changed_;

@@ -1,5 +1,7 @@
 #include "nbd/tls/server_credentials.h"
 
+#include <sys/resource.h>
+
 #include <future>
 
 #include "gtest/gtest.h"
@@ -76,6 +78,27 @@ TEST_F(ServerCredentialsTest, BrokenFilesChangeNothingAndAreToldOnce) {
   credentials_->Check();
   EXPECT_EQ(credentials_->current(), last);
   EXPECT_EQ(changes_.back().code(), absl::StatusCode::kNotFound);
+}
+
+// As a certificate whose time has not come: the files are good later, and do not change any more.
+TEST_F(ServerCredentialsTest, FilesThatCannotBeUsedAreTriedAgain) {
+  Open();
+  const auto before = credentials_->current();
+  folder_.WriteServer(authority_.Issue());
+  rlimit limit;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit none = {.rlim_cur = 0, .rlim_max = limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  credentials_->Check();
+  credentials_->Check();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  ASSERT_EQ(changes_.size(), 1u);
+  EXPECT_FALSE(changes_[0].ok());
+  EXPECT_EQ(credentials_->current(), before);
+  credentials_->Check();
+  ASSERT_EQ(changes_.size(), 2u);
+  EXPECT_TRUE(changes_[1].ok()) << changes_[1];
+  EXPECT_NE(credentials_->current(), before);
 }
 
 TEST_F(ServerCredentialsTest, AThreadLooksByItself) {
