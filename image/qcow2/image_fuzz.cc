@@ -1,5 +1,5 @@
-// Arbitrary bytes as a qcow2 file: opening it and reading all of it, its map and its snapshots must neither
-// crash nor take memory or time that the file's size does not explain.
+// Arbitrary bytes as a qcow2 file: opening it and reading all of it, its map, bitmaps and snapshots must
+// neither crash nor take memory or time that the file's size does not explain.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -27,6 +27,15 @@ Task<void> ReadAll(BlockDevice& device) {
       const size_t length = std::min<uint64_t>(buffer.size(), size - at);
       (void)co_await (*channel)->Read(at, absl::MakeSpan(buffer).subspan(0, length));
     }
+  }
+  for (const std::shared_ptr<StatusContext>& context : device.contexts()) {
+    auto status = context->Open(FuzzReactor());
+    Require(status.ok(), "no status channel");
+    std::vector<StatusExtent> extents;
+    if (size == 0 || !(co_await (*status)->Extents(0, size, &extents)).ok()) continue;
+    uint64_t covered = 0;
+    for (const StatusExtent& extent : extents) covered += extent.length;
+    Require(covered > 0 && covered <= size && extents.size() <= kMaxExtents, "statuses");
   }
   for (uint64_t at = 0, calls = 0; at < size && calls < 16; ++calls) {
     std::vector<Extent> extents;
@@ -75,6 +84,7 @@ void OpenAndRead(const std::shared_ptr<BlockDevice>& file, const std::string& sn
   options.snapshot = snapshot;
   options.l2_cache_bytes = 65'536;
   options.writable = writable;
+  options.bitmaps = true;
   const auto device = Qcow2Device::Open(std::move(files), *header, options);
   if (!device.ok()) return;
   if (writable && (*device)->size() > 0) {

@@ -198,10 +198,12 @@ TEST_F(WriteMapTest, ASharedTableIsCopiedWhole) {
   EXPECT_EQ(step.file_offset, At(kTable));
   std::vector<uint64_t> words(64);
   words[7] = At(15);
+  words[9] = At(kEnd) | kCopied;
   map.AddSlice(At(kTable), words);
   step = map.PlanWrite(0, 512);
   ASSERT_EQ(step.action, Action::kAllocate);
   map.Finish(step.allocation, true);
+  EXPECT_EQ(map.PlanWrite(At(9), 512).action, Action::kFailed) << "that is the new table";
   const WriteMap::Batch batch = map.TakeBatch();
   ASSERT_EQ(batch.new_tables.size(), 1u);
   EXPECT_EQ(batch.new_tables[0].words[7], At(15));

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <vector>
 
+#include "image/io/big_endian.h"
+#include "image/qcow2/format/bitmap_directory.h"
 #include "image/qcow2/format/header.h"
 #include "image/qcow2/format/snapshot_table.h"
 
@@ -19,6 +21,22 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (snapshots.ok() && header->version >= 3) {
       const auto again = DecodeSnapshotTable(EncodeSnapshotTable(*snapshots), *header, size);
       if (!again.ok() || *again != *snapshots) abort();
+    }
+  }
+  if (header->bitmaps.has_value() && (header->autoclear_features & kBitmapsConsistent) != 0) {
+    const absl::Span<const uint8_t> directory =
+        bytes.subspan(header->bitmaps->directory_offset).subspan(0, header->bitmaps->directory_size);
+    const auto bitmaps = DecodeBitmapDirectory(directory, *header, size);
+    if (bitmaps.ok()) {
+      const auto again = DecodeBitmapDirectory(EncodeBitmapDirectory(*bitmaps), *header, size);
+      if (!again.ok() || *again != *bitmaps) abort();
+      for (const BitmapEntry& entry : *bitmaps) {
+        for (uint64_t i = 0; i < entry.table_size; ++i) {
+          const auto part =
+              DecodeBitmapPart(*header, berth::Load64(&bytes[entry.table_offset + i * 8]), size);
+          if (part.has_value() && part->offset >= size) abort();
+        }
+      }
     }
   }
   const absl::StatusOr<std::vector<uint8_t>> encoded = EncodeHeader(*header);

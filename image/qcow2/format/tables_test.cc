@@ -1,4 +1,4 @@
-// Refcount blocks, L1 and L2 entries, the snapshot table.
+// Refcount blocks, L1 and L2 entries, the snapshot table, the bitmap directory.
 #include <random>
 #include <string>
 #include <vector>
@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "image/io/big_endian.h"
+#include "image/qcow2/format/bitmap_directory.h"
 #include "image/qcow2/format/cluster_entry.h"
 #include "image/qcow2/format/refcount_block.h"
 #include "image/qcow2/format/snapshot_table.h"
@@ -199,6 +200,102 @@ TEST(SnapshotTableTest, BrokenEntriesAreNamed) {
   for (size_t size = 0; size < table.size() - 8; ++size) {
     const absl::Span<const uint8_t> cut = absl::MakeConstSpan(table).subspan(0, size);
     EXPECT_FALSE(DecodeSnapshotTable(cut, WithSnapshots(2), 10 * kCluster).ok()) << size;
+  }
+}
+
+class BitmapDirectoryTest : public testing::Test {
+ protected:
+  BitmapDirectoryTest() {
+    header_.size = uint64_t{100} << 20;
+    entries_.resize(2);
+    entries_[0] = {"one", 3 * kCluster, 1, kBitmapAuto, 9, {}};
+    entries_[1] = {"two", 4 * kCluster, 1, kBitmapInUse | kBitmapExtraDataCompatible, 31, {1, 2, 3}};
+  }
+
+  // The message of what is wrong with a directory of this many entries, in a file of 8 clusters.
+  std::string Error(std::vector<uint8_t> directory, uint32_t count = 2) {
+    header_.bitmaps = BitmapsExtension{count, directory.size(), kCluster};
+    const auto decoded = DecodeBitmapDirectory(directory, header_, 8 * kCluster);
+    if (decoded.ok()) return "";
+    EXPECT_EQ(decoded.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(decoded.status().message());
+  }
+  std::string Error() { return Error(EncodeBitmapDirectory(entries_)); }
+
+  Header header_ = Layout(3, 16, 0);
+  std::vector<BitmapEntry> entries_;
+};
+
+TEST_F(BitmapDirectoryTest, WhatIsEncodedIsDecoded) {
+  EXPECT_EQ(Error(), "");
+  const auto decoded = DecodeBitmapDirectory(EncodeBitmapDirectory(entries_), header_, 8 * kCluster);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(*decoded, entries_);
+  EXPECT_EQ(entries_[0].bytes(), 32u);
+  EXPECT_TRUE(entries_[0].understood());
+  EXPECT_TRUE(entries_[1].understood());
+  entries_[1].flags = 0;
+  EXPECT_FALSE(entries_[1].understood());
+}
+
+TEST_F(BitmapDirectoryTest, EveryFieldHasItsBounds) {
+  const std::vector<BitmapEntry> good = entries_;
+  const auto expect = [&](const char* part) {
+    EXPECT_THAT(Error(), HasSubstr(part));
+    entries_ = good;
+  };
+  entries_[0].table_offset = 3 * kCluster + 512;
+  expect("begin on a cluster");
+  entries_[0].table_offset = 8 * kCluster;
+  expect("ends behind the file");
+  entries_[0].table_offset = ~uint64_t{0} << 16;
+  expect("ends behind the file");
+  entries_[0].table_offset = 0;
+  expect("bitmap table at offset 0");
+  entries_[0].table_size = 2;
+  expect("bitmap_table_size 2");
+  // One that was not closed may have any, inside the file.
+  entries_[1].table_size = 3;
+  EXPECT_EQ(Error(), "");
+  entries_[1].table_size = 4 * kCluster / 8 + 1;
+  expect("ends behind the file");
+  entries_[0].flags = 8;
+  expect("reserved flags");
+  entries_[0].granularity_bits = 8;
+  expect("granularity_bits 8");
+  entries_[0].granularity_bits = 32;
+  expect("granularity_bits 32");
+  entries_[0].name = "";
+  expect("name_size 0");
+  entries_[0].name = std::string(1024, 'n');
+  expect("name_size 1024");
+  entries_[0].name = std::string("a\0b", 3);
+  expect("NUL");
+  entries_[0].name = "two";
+  expect("name of another");
+}
+
+TEST_F(BitmapDirectoryTest, TheDirectoryEndsWhereItSays) {
+  std::vector<uint8_t> directory = EncodeBitmapDirectory(entries_);
+  EXPECT_THAT(Error(directory, 3), HasSubstr("behind the end of the directory"));
+  EXPECT_THAT(Error(directory, 1), HasSubstr("more than its 1 entries"));
+  EXPECT_THAT(Error(directory, kMaxBitmaps + 1), HasSubstr("nb_bitmaps"));
+  directory[16] = 2;
+  EXPECT_THAT(Error(directory), HasSubstr("type 2"));
+  directory[16] = 1;
+  directory[20] = 0xff;
+  EXPECT_THAT(Error(directory), HasSubstr("extra data"));
+}
+
+TEST_F(BitmapDirectoryTest, PartsAreClustersOfTheFile) {
+  const auto decode = [this](uint64_t entry) { return DecodeBitmapPart(header_, entry, 8 * kCluster); };
+  EXPECT_EQ(decode(0)->offset, 0u);
+  EXPECT_FALSE(decode(0)->all_ones);
+  EXPECT_TRUE(decode(1)->all_ones);
+  EXPECT_EQ(decode(5 * kCluster)->offset, 5 * kCluster);
+  for (const uint64_t entry :
+       {uint64_t{2}, 5 * kCluster + 1, 5 * kCluster + 512, 8 * kCluster, 5 * kCluster | uint64_t{1} << 56}) {
+    EXPECT_FALSE(decode(entry).has_value()) << entry;
   }
 }
 
