@@ -113,6 +113,11 @@ void AddAddresses(CLI::App& app, Config& config, std::vector<std::string>& liste
          "without a file")
       ->type_name("DIR")
       ->check(CLI::Validator(CheckAbsolute, ""));
+  app.add_option("--secret-root", config.secret_roots,
+                 "Directory below which the secrets of encrypted images may be read from files; repeat for "
+                 "more; without one secrets come by value alone")
+      ->type_name("DIR")
+      ->check(CLI::Validator(CheckAbsolute, ""));
 }
 
 void AddSecurity(CLI::App& app, Config& config) {

@@ -21,6 +21,7 @@ struct Config {
   std::vector<std::string> listen_tcp;   // HOST:PORT.
   std::vector<std::string> nbd;          // As nbd::Address reads them.
   std::vector<std::string> image_roots;
+  std::vector<std::string> secret_roots;
   std::string state_dir;
   std::string metrics;  // HOST:PORT, or empty.
 

@@ -92,6 +92,7 @@ class RunningDaemon final : public Daemon {
   std::unique_ptr<StateStore> store_;
   std::shared_ptr<EventHub> events_;
   ImageRoots roots_ = ImageRoots::Anywhere();
+  ImageRoots secret_roots_ = ImageRoots::Anywhere();
   std::unique_ptr<ReactorPool> reactors_;
   std::unique_ptr<netlink::NbdKernel> kernel_;
   std::shared_ptr<ExportRegistry> exports_;
@@ -120,7 +121,12 @@ absl::Status RunningDaemon::OpenState() {
   events_ = std::make_shared<EventHub>(config_.event_history, *std::move(server_id));
   kernel_ = netlink::LibnlNbdKernel::Create();
 
+  absl::StatusOr<ImageRoots> secret_roots = ImageRoots::Within(config_.secret_roots);
+  if (!secret_roots.ok()) return Explained("--secret-root", secret_roots.status());
+  secret_roots_ = *std::move(secret_roots);
+
   ExportRegistryOptions exports;
+  exports.secret_roots = secret_roots_;
   exports.max_exports = config_.max_exports;
   exports.operation_timeout = config_.operation_timeout;
   // Attachments are there before the first client is.

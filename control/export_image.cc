@@ -16,6 +16,8 @@ ImageFormat ToFormat(v1::ImageFormat format) {
       return ImageFormat::kNull;
     case v1::IMAGE_FORMAT_QCOW2:
       return ImageFormat::kQcow2;
+    case v1::IMAGE_FORMAT_LUKS:
+      return ImageFormat::kLuks;
     default:
       return ImageFormat::kRaw;
   }
@@ -39,7 +41,7 @@ CacheMode ToCacheMode(v1::CacheMode mode) {
 // What of the spec the image did not fit.
 absl::string_view FieldBehind(const absl::Status& status, ImageFormat format) {
   if (absl::IsOutOfRange(status)) return "spec.length_bytes";
-  const bool has_file = format == ImageFormat::kRaw || format == ImageFormat::kQcow2;
+  const bool has_file = format != ImageFormat::kMemory && format != ImageFormat::kNull;
   return has_file ? "spec.image.path" : "spec.image";
 }
 
@@ -52,7 +54,8 @@ RateLimits ToRateLimits(const v1::RateLimit& limit) {
           .burst_bytes = limit.burst_bytes()};
 }
 
-absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const ImageRoots& roots) {
+absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const Secret& secret,
+                                            const ImageRoots& roots) {
   ImageSpec image;
   image.format = ToFormat(spec.image().format());
   image.path = spec.image().path();
@@ -65,6 +68,7 @@ absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const Im
   image.offset = spec.offset_bytes();
   image.length = spec.length_bytes();
   image.snapshot = spec.image().snapshot();
+  image.secret = secret;
   if (spec.image().backing_format() != v1::IMAGE_FORMAT_UNSPECIFIED) {
     image.backing_format = ToFormat(spec.image().backing_format());
   }

@@ -9,6 +9,7 @@
 #include "image/block/block_device.h"
 #include "image/filter/rate_limit.h"
 #include "image/opener/image_roots.h"
+#include "image/secret/secret.h"
 
 namespace berth::control {
 
@@ -19,8 +20,10 @@ struct ExportImage {
   std::shared_ptr<RateLimitDevice> rate_limit;
 };
 
-// Opens what a spec that CheckExportSpec() accepted describes. Errors have the API's details. May block.
-absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const ImageRoots& roots);
+// Opens what a spec that CheckExportSpec() accepted describes, with `secret` where it is encrypted. Errors
+// have the API's details. May block.
+absl::StatusOr<ExportImage> OpenExportImage(const v1::ExportSpec& spec, const Secret& secret,
+                                            const ImageRoots& roots);
 
 RateLimits ToRateLimits(const v1::RateLimit& limit);
 

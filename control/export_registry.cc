@@ -12,6 +12,7 @@
 #include "control/log.h"
 #include "control/protobuf_time.h"
 #include "control/request_watch.h"
+#include "control/secret_field.h"
 #include "control/spec_difference.h"
 #include "control/status_details.h"
 #include "control/utf8.h"
@@ -129,8 +130,10 @@ std::shared_ptr<ExportRegistry::Entry> ExportRegistry::FindEntry(absl::string_vi
   return found == entries_.end() ? nullptr : found->second;
 }
 
-absl::Status ExportRegistry::Open(Entry& entry) {
-  absl::StatusOr<ExportImage> image = OpenExportImage(entry.spec, roots_);
+absl::Status ExportRegistry::Open(Entry& entry, const v1::Secret& given) {
+  const absl::StatusOr<Secret> secret = ReadSecretField("spec.image.secret", given, options_.secret_roots);
+  absl::StatusOr<ExportImage> image =
+      secret.ok() ? OpenExportImage(entry.spec, *secret, roots_) : secret.status();
   MutexLock lock(&mutex_);
   entry.error = image.status();
   if (!image.ok()) return image.status();
@@ -154,7 +157,7 @@ absl::Status ExportRegistry::Restore() {
       // Sessions rely on them, and the file may have been edited.
       status = CheckBlockSizes("spec.block_sizes", entry->spec.block_sizes());
       if (status.ok()) {
-        status = Open(*entry);
+        status = Open(*entry, entry->spec.image().secret());
       } else {
         entry->error = status;
       }
@@ -193,8 +196,9 @@ absl::StatusOr<v1::Export> ExportRegistry::Create(const std::string& name, const
   auto entry = std::make_shared<Entry>();
   entry->name = name;
   entry->spec = spec;
+  ForgetValue(&entry->spec);
   entry->create_time = ToTimestamp(absl::Now());
-  if (absl::Status status = Open(*entry); !status.ok()) return status;
+  if (absl::Status status = Open(*entry, spec.image().secret()); !status.ok()) return status;
   if (absl::Status status = store_->Put(RecordOf(*entry)); !status.ok()) {
     return WithReason(std::move(status), "STATE_NOT_WRITTEN");
   }
@@ -210,14 +214,16 @@ absl::StatusOr<v1::Export> ExportRegistry::Create(const std::string& name, const
 
 absl::StatusOr<v1::Export> ExportRegistry::AnswerRepeated(Entry& entry, const v1::ExportSpec& spec) {
   if (!entry.readable) return Unreadable(entry.name, entry.error);
-  if (const std::string difference = SpecDifference(entry.spec, spec); !difference.empty()) {
+  v1::ExportSpec requested = spec;
+  ForgetValue(&requested);
+  if (const std::string difference = SpecDifference(entry.spec, requested); !difference.empty()) {
     return ExistingResource("export", entry.name,
                             absl::StrCat("export ", Quoted(entry.name),
                                          " exists with another spec (existing -> requested): ", difference));
   }
   // What stood in the way after the restart may be gone.
   if (!entry.error.ok()) {
-    if (absl::Status status = Open(entry); !status.ok()) return status;
+    if (absl::Status status = Open(entry, spec.image().secret()); !status.ok()) return status;
   }
   MutexLock lock(&mutex_);
   return Describe(entry);

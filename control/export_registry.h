@@ -42,6 +42,8 @@ namespace berth::control {
 
 struct ExportRegistryOptions {
   size_t max_exports = 10000;
+  // Where secrets may be read from.
+  ImageRoots secret_roots = *ImageRoots::Within({});
   // How long Delete() waits until the last user has gone.
   absl::Duration operation_timeout = absl::Seconds(30);
   // Brings the kernel's devices of an export to a size. Called after its image grew, and before and after it
@@ -59,7 +61,8 @@ class ExportRegistry final : public nbd::ExportDirectory {
   // called.
   absl::Status Restore();
 
-  // Requests are checked already (validation.h). `deadline` is how long to wait for other calls on the name.
+  // Requests are checked already (validation.h). The value of a secret is used and not kept. `deadline` is
+  // how long to wait for other calls on the name.
   absl::StatusOr<v1::Export> Create(const std::string& name, const v1::ExportSpec& spec, absl::Time deadline);
   absl::StatusOr<v1::Export> Update(const v1::UpdateExportRequest& request, absl::Time deadline);
   // `disconnect_clients` is called with `force`, and asks for the end of the export's network clients.
@@ -109,7 +112,8 @@ class ExportRegistry final : public nbd::ExportDirectory {
   v1::Export Describe(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<Entry> FindEntry(absl::string_view name) const;
   absl::StatusOr<v1::Export> AnswerRepeated(Entry& entry, const v1::ExportSpec& spec);
-  absl::Status Open(Entry& entry);
+  // `secret` is the entry's, with the value that it does not keep.
+  absl::Status Open(Entry& entry, const v1::Secret& secret);
   absl::StatusOr<std::shared_ptr<Entry>> FindUsable(const std::string& name) const;
   // With the name's turn.
   absl::StatusOr<v1::Export> Apply(Entry& entry, const v1::UpdateExportRequest& request);

@@ -2,11 +2,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "berth/v1/exports.grpc.pb.h"
 #include "control/call.h"
+#include "control/secret_field.h"
 #include "control/services.h"
 #include "control/status_details.h"
 #include "control/validation.h"
@@ -50,6 +52,10 @@ class ExportServer final : public v1::ExportService::Service {
 
   grpc::Status CreateExport(grpc::ServerContext* context, const v1::CreateExportRequest* request,
                             v1::Export* answer) override {
+    // gRPC's own message, which nobody reads after this call.
+    const absl::Cleanup forget = [request] {
+      ForgetValue(const_cast<v1::CreateExportRequest*>(request)->mutable_spec());
+    };
     if (absl::Status status = CheckName("name", request->name()); !status.ok()) return ToGrpcStatus(status);
     if (absl::Status status = CheckExportSpec(request->spec()); !status.ok()) return ToGrpcStatus(status);
     return Reply(Complete(environment_.exports->Create(request->name(), request->spec(), Deadline(*context))),

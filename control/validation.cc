@@ -11,6 +11,7 @@
 #include "control/export_block_sizes.h"
 #include "control/protobuf_time.h"
 #include "control/status_details.h"
+#include "image/secret/secret.h"
 #include "nbd/access_rules.h"
 #include "nbd/block_sizes.h"
 
@@ -44,12 +45,12 @@ absl::Status CheckTimeout(absl::string_view field, const google::protobuf::Durat
 absl::Status CheckImage(const v1::Image& image) {
   if (image.format() == v1::IMAGE_FORMAT_UNSPECIFIED) {
     return InvalidField("spec.image.format",
-                        "name the format: RAW, QCOW2, MEMORY or NULL; it is never guessed");
+                        "name the format: RAW, QCOW2, LUKS, MEMORY or NULL; it is never guessed");
   }
   if (!v1::ImageFormat_IsValid(image.format())) {
     return InvalidField(
         "spec.image.format",
-        absl::StrCat(image.format(), " is no format of this server: RAW, QCOW2, MEMORY or NULL"));
+        absl::StrCat(image.format(), " is no format of this server: RAW, QCOW2, LUKS, MEMORY or NULL"));
   }
   if (!v1::CacheMode_IsValid(image.cache())) {
     return InvalidField("spec.image.cache", absl::StrCat(image.cache(), " is no cache mode of this server"));
@@ -70,7 +71,14 @@ absl::Status CheckImage(const v1::Image& image) {
       !status.ok()) {
     return status;
   }
-  if (image.format() == v1::IMAGE_FORMAT_RAW || image.format() == v1::IMAGE_FORMAT_QCOW2) {
+  if (image.has_secret()) {
+    if (image.format() != v1::IMAGE_FORMAT_LUKS && image.format() != v1::IMAGE_FORMAT_QCOW2) {
+      return InvalidField("spec.image.secret", "only LUKS and QCOW2 images are encrypted; leave this empty");
+    }
+    if (absl::Status status = CheckSecret("spec.image.secret", image.secret()); !status.ok()) return status;
+  }
+  if (image.format() == v1::IMAGE_FORMAT_RAW || image.format() == v1::IMAGE_FORMAT_QCOW2 ||
+      image.format() == v1::IMAGE_FORMAT_LUKS) {
     if (image.size_bytes() != 0) {
       return InvalidField(
           "spec.image.size_bytes",
@@ -129,6 +137,23 @@ absl::Status CheckBackingFormat(absl::string_view field, v1::ImageFormat format,
         field, absl::StrCat(v1::ImageFormat_IsValid(backing_format) ? v1::ImageFormat_Name(backing_format)
                                                                     : absl::StrCat(backing_format),
                             " is no format of a backing file: RAW or QCOW2"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSecret(absl::string_view field, const v1::Secret& secret) {
+  switch (secret.source_case()) {
+    case v1::Secret::kFile:
+      return CheckImagePath(absl::StrCat(field, ".file"), secret.file());
+    case v1::Secret::kValue:
+      if (secret.value().empty() || secret.value().size() > kMaxSecretBytes) {
+        return InvalidField(
+            absl::StrCat(field, ".value"),
+            absl::StrCat("has ", secret.value().size(), " bytes; a secret has 1 to ", kMaxSecretBytes));
+      }
+      return absl::OkStatus();
+    case v1::Secret::SOURCE_NOT_SET:
+      break;
   }
   return absl::OkStatus();
 }

@@ -32,6 +32,8 @@ absl::Status CheckSize(absl::string_view field, uint64_t size_bytes);
 absl::Status CheckBackingFormat(absl::string_view field, v1::ImageFormat format,
                                 v1::ImageFormat backing_format);
 
+// The shape alone; the error never shows a value.
+absl::Status CheckSecret(absl::string_view field, const v1::Secret& secret);
 absl::Status CheckRateLimit(absl::string_view field, const v1::RateLimit& limit);
 absl::Status CheckDescription(absl::string_view field, absl::string_view description);
 absl::Status CheckAllowedClients(absl::string_view field,

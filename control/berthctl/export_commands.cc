@@ -14,6 +14,7 @@
 #include "control/berthctl/listing.h"
 #include "control/berthctl/option_values.h"
 #include "control/berthctl/request_options.h"
+#include "control/berthctl/secret_options.h"
 #include "control/berthctl/server.h"
 #include "control/berthctl/size_text.h"
 #include "control/berthctl/time_text.h"
@@ -82,6 +83,7 @@ void PrintExport(Console& console, const v1::Export& shown) {
       << (image.cache() == 0 ? "writeback" : EnumName(v1::CacheMode_descriptor(), image.cache())) << '\n'
       << "discard:      "
       << (image.discard() == 0 ? "unmap" : EnumName(v1::DiscardMode_descriptor(), image.discard())) << '\n';
+  if (image.has_secret()) out << "secret:       " << Printable(SecretText(image.secret())) << '\n';
   if (spec.offset_bytes() != 0 || spec.length_bytes() != 0) {
     out << "part:         from byte " << spec.offset_bytes() << ", "
         << (spec.length_bytes() == 0 ? "to the end" : absl::StrCat(spec.length_bytes(), " bytes")) << '\n';
@@ -160,6 +162,7 @@ void AddImageOptions(CLI::App& command, const std::shared_ptr<v1::CreateExportRe
           "The image's absolute path; left out for the formats memory and null")
       ->type_name("PATH");
   AddFormat(command, image);
+  AddSecret(command, [image] { return image->mutable_secret(); });
   AddEnum(command, "--cache", "Cache mode (writeback)", v1::CacheMode_descriptor(),
           [image](int cache) { image->set_cache(static_cast<v1::CacheMode>(cache)); });
   AddEnum(command, "--discard", "What a discard does (unmap)", v1::DiscardMode_descriptor(),
@@ -214,6 +217,8 @@ void AddCreate(CLI::App& group, Action& chosen) {
       "  berthctl export create db /srv/images/db.raw --cache=none --iops=2000 --bps=200M\n"
       "  berthctl export create vault /srv/images/vault.raw --require-tls "
       "--allow-client='dn:CN=agent-*,O=Example'\n"
+      "  berthctl export create safe /srv/images/safe.luks --format=luks "
+      "--secret-file=/etc/berth/secrets/safe\n"
       "  berthctl export create vm /srv/images/vm.raw --min-block-size=4K --require-block-size\n"
       "  berthctl export create scratch --format=memory --size=1G --client-resize");
   command.callback([request, &chosen] {
