@@ -86,6 +86,7 @@ absl::StatusOr<ImageFormat> NamedFormat(const std::string& name) {
 
 struct Opened {
   std::shared_ptr<BlockDevice> device;
+  bool flat = false;  // A raw image without an overlay.
   std::string warning;
 };
 
@@ -98,6 +99,7 @@ absl::StatusOr<Opened> OpenFile(const CommandLine& line, const Objects& objects)
   modes.snapshot = line.snapshot;
   absl::StatusOr<std::shared_ptr<BlockDevice>> device;
   Guess guess;
+  bool flat = false;
   if (line.image_options || absl::StartsWith(line.file, "json:")) {
     const absl::StatusOr<OptionTree> tree = OptionTree::Parse(line.file, "");
     if (!tree.ok()) return tree.status();
@@ -105,11 +107,13 @@ absl::StatusOr<Opened> OpenFile(const CommandLine& line, const Objects& objects)
   } else if (line.format.has_value()) {
     const absl::StatusOr<ImageFormat> format = NamedFormat(*line.format);
     if (!format.ok()) return format.status();
+    flat = *format == ImageFormat::kRaw;
     device = OpenImageFile(*format, line.file, modes);
   } else {
     absl::StatusOr<Guess> guessed = GuessFormat(line.file);
     if (!guessed.ok()) return guessed.status();
     guess = *std::move(guessed);
+    flat = guess.format == ImageFormat::kRaw;
     device = OpenImageFile(guess.format, line.file, modes);
   }
   if (!device.ok()) return device.status();
@@ -120,7 +124,7 @@ absl::StatusOr<Opened> OpenFile(const CommandLine& line, const Objects& objects)
   } else if (!guess.warning.empty() && !line.read_only) {
     *device = std::make_shared<GuessedRawDevice>(*std::move(device));
   }
-  return Opened{*std::move(device), std::move(guess.warning)};
+  return Opened{*std::move(device), flat && !line.temporary_overlay, std::move(guess.warning)};
 }
 
 absl::StatusOr<std::shared_ptr<BlockDevice>> ShowPart(const CommandLine& line, Reactor& reactor,
@@ -161,7 +165,7 @@ absl::StatusOr<ServedImage> OpenServedImage(const CommandLine& line, const Objec
     *device = std::make_shared<DetectZeroesDevice>(*std::move(device), line.detect_zeroes);
   }
   absl::StatusOr<std::shared_ptr<ServedDevice>> served =
-      ServedDevice::Create(*std::move(device), line.allocation_depth, line.bitmaps);
+      ServedDevice::Create(*std::move(device), opened->flat, line.allocation_depth, line.bitmaps);
   if (!served.ok()) return About(line.file, served.status());
   image.device = *std::move(served);
   return image;

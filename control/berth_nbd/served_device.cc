@@ -27,6 +27,22 @@ class ServedChannel final : public ForwardingChannel {
   const bool has_fast_zero_;
 };
 
+class FlatDepthChannel final : public StatusChannel {
+ public:
+  Task<IoResult> Extents(uint64_t, uint64_t length, std::vector<StatusExtent>* out) override {
+    out->push_back({length, 1});
+    return Task<IoResult>(IoResult::Ok());
+  }
+};
+
+class FlatDepth final : public StatusContext {
+ public:
+  FlatDepth() : StatusContext(kDepth, /*wide=*/false) {}
+  absl::StatusOr<std::unique_ptr<StatusChannel>> Open(Reactor&) override {
+    return std::make_unique<FlatDepthChannel>();
+  }
+};
+
 std::shared_ptr<StatusContext> Find(const std::vector<std::shared_ptr<StatusContext>>& contexts,
                                     absl::string_view name) {
   for (const std::shared_ptr<StatusContext>& context : contexts) {
@@ -38,12 +54,13 @@ std::shared_ptr<StatusContext> Find(const std::vector<std::shared_ptr<StatusCont
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<ServedDevice>> ServedDevice::Create(std::shared_ptr<BlockDevice> next,
-                                                                   bool allocation_depth,
+                                                                   bool flat, bool allocation_depth,
                                                                    const std::vector<std::string>& bitmaps) {
   const std::vector<std::shared_ptr<StatusContext>> known = next->contexts();
   std::vector<std::shared_ptr<StatusContext>> shown;
   if (allocation_depth) {
     shown.push_back(Find(known, kDepth));
+    if (flat && shown.back() == nullptr) shown.back() = std::make_shared<FlatDepth>();
     if (shown.back() == nullptr) {
       return absl::NotFoundError(
           "-A: images of this format do not say how deep their data lies in the chain");

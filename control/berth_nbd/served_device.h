@@ -1,6 +1,8 @@
 // ServedDevice: an image as qemu-nbd's clients see one.
 //
-// - Of the device's contexts those that were asked for (-A, -B), which must be there.
+// - Of the device's contexts those that were asked for (-A, -B), which must be there. An image that has
+// nothing
+//   below it (raw) is as deep as it is long: qemu:allocation-depth is 1 everywhere.
 // - Trimming and fast zeroing are offered always, as qemu does; what the device cannot do is a trim that does
 //   nothing, and ENOTSUP for a zeroing that must be fast.
 #ifndef BERTH_CONTROL_BERTH_NBD_SERVED_DEVICE_H_
@@ -17,8 +19,8 @@ namespace berth::control {
 
 class ServedDevice final : public ForwardingDevice {
  public:
-  // NOT_FOUND names a context that the device has not.
-  static absl::StatusOr<std::shared_ptr<ServedDevice>> Create(std::shared_ptr<BlockDevice> next,
+  // `flat`: nothing is below the image. NOT_FOUND names a context that the device has not.
+  static absl::StatusOr<std::shared_ptr<ServedDevice>> Create(std::shared_ptr<BlockDevice> next, bool flat,
                                                               bool allocation_depth,
                                                               const std::vector<std::string>& bitmaps);
 

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -201,8 +202,9 @@ TEST_P(BerthNbdPairTest, ClientsSeeTheSame) {
 INSTANTIATE_TEST_SUITE_P(
     CommandLines, BerthNbdPairTest,
     ::testing::Values(
-        PairCase{"raw", {"-f", "raw", "RAW"}}, PairCase{"qcow2", {"-fqcow2", "QCOW2"}},
-        PairCase{"probed", {"QCOW2"}}, PairCase{"read only", {"--read", "-f", "raw", "RAW"}},
+        PairCase{"raw", {"-f", "raw", "RAW"}}, PairCase{"depth of raw", {"-A", "-f", "raw", "RAW"}},
+        PairCase{"qcow2", {"-fqcow2", "QCOW2"}}, PairCase{"probed", {"QCOW2"}},
+        PairCase{"read only", {"--read", "-f", "raw", "RAW"}},
         PairCase{"named", {"-x", "disk", "-D", "a description", "-f", "raw", "RAW"}, "disk"},
         PairCase{"offset", {"-o", "0x1000", "-f", "raw", "RAW"}},
         PairCase{"any number", {"--share=0", "-f", "raw", "RAW"}},
@@ -443,6 +445,44 @@ TEST(BerthNbdTest, EveryOptionIsInTheManualTheTableAndTheCompletion) {
   EXPECT_GE(options, 35) << help;
 }
 
+UniqueFd Connect(const std::string& path) {
+  UniqueFd client(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  EXPECT_EQ(connect(client.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0) << path;
+  return client;
+}
+
+// Bytes that came, or 0 for the end; -1 where there was nothing for so long.
+ssize_t ReceiveWithin(const UniqueFd& client, int milliseconds) {
+  pollfd event = {client.get(), POLLIN, 0};
+  if (poll(&event, 1, milliseconds) != 1) return -1;
+  char bytes[256];
+  return recv(client.get(), bytes, sizeof(bytes), 0);
+}
+
+TEST(BerthNbdTest, LetsClientsThatAreTooManyWait) {
+  const Images images;
+  const Daemon daemon(images, BerthNbd(), {"-t", "-f", "raw", images.Path("raw")});
+  ASSERT_EQ(daemon.started.exit_code, 0) << daemon.started.errors;
+  UniqueFd first = Connect(images.Socket());
+  EXPECT_GT(ReceiveWithin(first, kSeconds * 1000), 0);
+  const UniqueFd second = Connect(images.Socket());
+  EXPECT_EQ(ReceiveWithin(second, 100), -1);
+  first.Reset();
+  EXPECT_GT(ReceiveWithin(second, kSeconds * 1000), 0);
+}
+
+TEST(BerthNbdTest, GivesUpOnAClientThatSaysNothing) {
+  const Images images;
+  const Daemon daemon(images, BerthNbd(), {"-t", "--handshake-limit", "1", "-f", "raw", images.Path("raw")});
+  ASSERT_EQ(daemon.started.exit_code, 0) << daemon.started.errors;
+  const UniqueFd silent = Connect(images.Socket());
+  EXPECT_GT(ReceiveWithin(silent, kSeconds * 1000), 0);
+  EXPECT_EQ(ReceiveWithin(silent, kSeconds * 1000), 0);
+}
+
 struct WrongCase {
   Arguments options;
   std::vector<std::string> said;
@@ -479,6 +519,10 @@ TEST(BerthNbdTest, SaysInOneLineWhatIsWrong) {
       {{"-c", "/dev/nbd0", "-d", raw}, {"-c", "-d"}},
       {{"-L", raw}, {"-L", raw}},
       {{"-L", "-x", "name"}, {"-L", "-x"}},
+      {{"--selinux-label", "label", raw}, {"--selinux-label", "-k"}},
+      {{"--handshake-limit", "never", raw}, {"--handshake-limit", "'never'", "seconds"}},
+      {{"--connections", "2", raw}, {"--connections", "-c"}},
+      {Arguments{"--selinux-label", "no label"} + serve, {"--selinux-label", "'no label'"}},
       {{"--tls-authz", "id", raw}, {"--tls-authz", "--tls-creds"}},
       {{"-f", "vmdk", raw}, {"-f", "'vmdk'", "qcow2"}},
       {{"-k", socket, "-f", "raw", missing}, {missing, "No such file"}},
