@@ -337,6 +337,9 @@ absl::Status Service::End() {
   if (!status.ok()) return status;
   status = Flush();
   device_.reset();
+  // What is left of the last connection may hold the map for a moment longer, on a reactor's thread, where
+  // the image must not be closed.
+  exports_->Remove(export_->name);
   server_.reset();
   exports_.reset();
   export_.reset();

@@ -59,6 +59,7 @@ const TemporaryDirectory& Originals() {
     MustRun({"qemu-img", "create", "-q", "-f", "qcow2", qcow2, absl::StrCat(kDiskBytes)});
     MustRun({"qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", qcow2});
     MustRun({"qemu-img", "snapshot", "-c", "before", qcow2});
+    MustRun({"qemu-img", "bitmap", "--add", "-f", "qcow2", qcow2, "changes"});
     MustRun({"qemu-io", "-f", "qcow2", "-c", "write -P 2 512k 1M", "-c", "write -z 2M 256k", qcow2});
     MustRun({"qemu-img", "snapshot", "-c", "after", qcow2});
     // The secret is the bytes 1 to 4.
@@ -167,8 +168,11 @@ View ViewOf(const Images& images, const std::string& program, const Arguments& o
   View view;
   if (daemon.started.exit_code != 0) return view;
   view.info = Info(images, name);
-  view.map =
-      nlohmann::json::parse(MustRun({"nbdinfo", "--json", "--map", images.Uri(name)}).output, nullptr, false);
+  for (const nlohmann::json& context : view.info["exports"][0]["contexts"]) {
+    const std::string map = absl::StrCat("--map=", context.get<std::string>());
+    view.map.push_back(
+        nlohmann::json::parse(MustRun({"nbdinfo", "--json", map, images.Uri(name)}).output, nullptr, false));
+  }
   MustRun({"nbdcopy", images.Uri(name), images.Path("copy")});
   view.content = ReadFile(images.Path("copy"));
   return view;
@@ -203,6 +207,8 @@ INSTANTIATE_TEST_SUITE_P(
     CommandLines, BerthNbdPairTest,
     ::testing::Values(
         PairCase{"raw", {"-f", "raw", "RAW"}}, PairCase{"depth of raw", {"-A", "-f", "raw", "RAW"}},
+        PairCase{"depth and bitmap of qcow2", {"-A", "-B", "changes", "-r", "-f", "qcow2", "QCOW2"}},
+        PairCase{"depth of an overlay", {"-A", "-s", "-f", "raw", "RAW"}},
         PairCase{"qcow2", {"-fqcow2", "QCOW2"}}, PairCase{"probed", {"QCOW2"}},
         PairCase{"read only", {"--read", "-f", "raw", "RAW"}},
         PairCase{"named", {"-x", "disk", "-D", "a description", "-f", "raw", "RAW"}, "disk"},
