@@ -38,6 +38,7 @@ absl::StatusOr<Credentials> LoadCredentials(const Uri& uri) {
   files.psk = uri.tls_psk_file;
   if (!files.psk.empty()) files.psk_user = uri.tls_username.empty() ? LocalUser() : uri.tls_username;
   files.verify_server = uri.tls_verify_peer.value_or(true);
+  files.anonymous = uri.tls_type == Uri::TlsType::kAnonymous;
   return TlsCredentials::ForClient(files);
 }
 
@@ -87,11 +88,6 @@ class Dialing {
   Task<absl::Status> FindCredentials() {
     if (!uri_.tls) co_return absl::OkStatus();
     credentials_ = options_.tls_credentials;
-    if (uri_.tls_type == Uri::TlsType::kAnonymous) {
-      co_return absl::UnimplementedError(
-          "tls-type=anon is not spoken: nobody proves anything with it; use psk, or x509 with "
-          "tls-verify-peer=0");
-    }
     if (credentials_ != nullptr) co_return absl::OkStatus();
     const auto load = [uri = uri_] { return LoadCredentials(uri); };
     std::optional<absl::StatusOr<Credentials>> loaded =

@@ -260,6 +260,30 @@ TEST_F(RemoteExportTest, BerthUnderTls) {
   }
 }
 
+// "tls-type=anon": with a server that wants the same, and with no other.
+TEST_F(RemoteExportTest, BerthUnderAnonymousTls) {
+  for (const bool anonymous : {true, false}) {
+    nbd::ServerTlsFiles files;
+    if (!anonymous) files.certificates = tls_.path();
+    files.anonymous = anonymous;
+    auto credentials = nbd::TlsCredentials::ForServer(files);
+    ASSERT_TRUE(credentials.ok()) << credentials.status();
+    TestServerOptions options;
+    options.size = content_.size();
+    options.server.handshake.tls = nbd::TlsMode::kRequire;
+    options.server.tls_credentials = [kept = *credentials] { return kept; };
+    auto server = TestServer::Start(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    WriteFile((*server)->image_path(), content_);
+    const std::string uri = absl::StrCat("nbds", (*server)->uri().substr(3), "&tls-type=anon");
+    if (anonymous) {
+      UseExport(uri, nbd::ReplyStyle::kExtended);
+    } else {
+      EXPECT_EQ(ConnectError(uri).code(), absl::StatusCode::kUnauthenticated);
+    }
+  }
+}
+
 // nbd-server takes no sockets from others, and goes into the background before it listens.
 TEST_F(RemoteExportTest, NbdServer) {
   sockaddr_in address = {};
