@@ -1,5 +1,6 @@
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -9,6 +10,7 @@
 #include "berth/v1/images.grpc.pb.h"
 #include "control/call.h"
 #include "control/image_error.h"
+#include "control/image_messages.h"
 #include "control/name_turns.h"
 #include "control/operations.h"
 #include "control/services.h"
@@ -16,6 +18,7 @@
 #include "control/validation.h"
 #include "image/io/progress.h"
 #include "image/opener/image_files.h"
+#include "image/opener/qcow2_files.h"
 
 namespace berth::control {
 namespace {
@@ -25,14 +28,35 @@ constexpr absl::Duration kCancellationCheck = absl::Milliseconds(100);
 
 absl::Status CheckFile(absl::string_view path, v1::ImageFormat format) {
   if (absl::Status status = CheckImagePath("path", path); !status.ok()) return status;
-  if (format == v1::IMAGE_FORMAT_RAW) return absl::OkStatus();
+  if (format == v1::IMAGE_FORMAT_RAW || format == v1::IMAGE_FORMAT_QCOW2) return absl::OkStatus();
   if (format == v1::IMAGE_FORMAT_UNSPECIFIED) {
-    return InvalidField("format", "name the format: RAW; it is never guessed");
+    return InvalidField("format", "name the format: RAW or QCOW2; it is never guessed");
   }
   return InvalidField(
       "format",
       absl::StrCat(v1::ImageFormat_IsValid(format) ? v1::ImageFormat_Name(format) : absl::StrCat(format),
-                   " images cannot be made, looked at or resized here; RAW ones can"));
+                   " images cannot be made, looked at or resized here; RAW and QCOW2 ones can"));
+}
+
+absl::Status CheckCreate(const v1::CreateImageRequest& request) {
+  absl::Status status = CheckFile(request.path(), request.format());
+  if (status.ok() && request.format() == v1::IMAGE_FORMAT_RAW && request.has_qcow2()) {
+    status = InvalidField("qcow2", "these are options of a QCOW2 image; leave them out");
+  }
+  // Else the size is that of the backing file.
+  if (status.ok() && (request.size_bytes() != 0 || request.qcow2().backing_file().empty())) {
+    status = CheckSize("size_bytes", request.size_bytes());
+  }
+  if (status.ok() && !request.operation_name().empty()) {
+    status = CheckName("operation_name", request.operation_name());
+  }
+  return status;
+}
+
+// Whether making the image can take long.
+bool IsLong(const v1::CreateImageRequest& request) {
+  if (request.format() == v1::IMAGE_FORMAT_RAW) return request.preallocate();
+  return ToPreallocation(request) != Preallocation::kOff || request.qcow2().data_file_raw();
 }
 
 class ImageServer final : public v1::ImageService::Service {
@@ -41,16 +65,11 @@ class ImageServer final : public v1::ImageService::Service {
 
   grpc::Status CreateImage(grpc::ServerContext* context, const v1::CreateImageRequest* request,
                            v1::ImageInfo* answer) override {
-    absl::Status status = CheckFile(request->path(), request->format());
-    if (status.ok()) status = CheckSize("size_bytes", request->size_bytes());
-    if (status.ok() && !request->operation_name().empty()) {
-      status = CheckName("operation_name", request->operation_name());
-    }
-    if (!status.ok()) return ToGrpcStatus(status);
+    if (absl::Status status = CheckCreate(*request); !status.ok()) return ToGrpcStatus(status);
     const auto work = [this, request, answer](Progress& progress) {
       return Create(*request, progress, answer);
     };
-    if (!request->preallocate() && request->operation_name().empty()) {
+    if (!IsLong(*request) && request->operation_name().empty()) {
       Progress unseen;
       return ToGrpcStatus(work(unseen));
     }
@@ -66,21 +85,29 @@ class ImageServer final : public v1::ImageService::Service {
 
   grpc::Status InspectImage(grpc::ServerContext*, const v1::InspectImageRequest* request,
                             v1::ImageInfo* answer) override {
-    if (absl::Status status = CheckFile(request->path(), request->format()); !status.ok()) {
-      return ToGrpcStatus(status);
-    }
-    return Answer(request->path(), InspectRawImage(*environment_.roots, request->path()), answer);
+    absl::Status status = CheckFile(request->path(), request->format());
+    if (status.ok())
+      status = CheckBackingFormat("backing_format", request->format(), request->backing_format());
+    if (!status.ok()) return ToGrpcStatus(status);
+    if (request->format() == v1::IMAGE_FORMAT_QCOW2) return ToGrpcStatus(InspectQcow2(*request, answer));
+    return ToGrpcStatus(Describe(request->path(), v1::IMAGE_FORMAT_RAW,
+                                 InspectRawImage(*environment_.roots, request->path()), answer));
   }
 
   grpc::Status ResizeImage(grpc::ServerContext*, const v1::ResizeImageRequest* request,
                            v1::ImageInfo* answer) override {
     absl::Status status = CheckFile(request->path(), request->format());
+    if (status.ok())
+      status = CheckBackingFormat("backing_format", request->format(), request->backing_format());
     if (status.ok()) status = CheckSize("size_bytes", request->size_bytes());
     if (!status.ok()) return ToGrpcStatus(status);
-    return Answer(
-        request->path(),
-        ResizeRawImage(*environment_.roots, request->path(), request->size_bytes(), request->allow_shrink()),
-        answer);
+    const absl::StatusOr<ImageFileInfo> file =
+        request->format() == v1::IMAGE_FORMAT_QCOW2
+            ? ResizeQcow2Image(*environment_.roots, request->path(), request->size_bytes(),
+                               request->allow_shrink(), ToBackingFormat(request->backing_format()))
+            : ResizeRawImage(*environment_.roots, request->path(), request->size_bytes(),
+                             request->allow_shrink());
+    return ToGrpcStatus(Describe(request->path(), request->format(), file, answer));
   }
 
  private:
@@ -88,14 +115,33 @@ class ImageServer final : public v1::ImageService::Service {
     // Two that set space aside for one new file would take twice as much of the disk.
     absl::StatusOr<NameTurns::Turn> turn = TakeTurn(request, progress);
     if (!turn.ok()) return turn.status();
-    return Describe(request.path(),
+    if (request.format() == v1::IMAGE_FORMAT_QCOW2) return CreateQcow2(request, progress, answer);
+    return Describe(request.path(), v1::IMAGE_FORMAT_RAW,
                     CreateRawImage(*environment_.roots, request.path(), request.size_bytes(),
                                    request.preallocate(), &progress),
                     answer);
   }
 
+  absl::Status CreateQcow2(const v1::CreateImageRequest& request, Progress& progress, v1::ImageInfo* answer) {
+    const absl::StatusOr<qcow2::NewImageOptions> options = ToNewImageOptions(request);
+    if (!options.ok()) return options.status();
+    const absl::StatusOr<ImageFileInfo> file =
+        CreateQcow2Image(*environment_.roots, request.path(), *options, ToPreallocation(request), &progress);
+    return Describe(request.path(), v1::IMAGE_FORMAT_QCOW2, file, answer, "qcow2");
+  }
+
+  absl::Status InspectQcow2(const v1::InspectImageRequest& request, v1::ImageInfo* answer) {
+    const absl::StatusOr<std::vector<InspectedImage>> images =
+        InspectQcow2Image(*environment_.roots, request.path(), ToBackingFormat(request.backing_format()),
+                          request.backing_chain());
+    if (!images.ok()) return DescribeImageError(images.status(), request.path(), "path");
+    FillImageInfo(images->front(), answer);
+    for (size_t i = 1; i < images->size(); ++i) FillImageInfo((*images)[i], answer->add_backing_chain());
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<NameTurns::Turn> TakeTurn(const v1::CreateImageRequest& request, const Progress& progress) {
-    if (!request.preallocate()) return NameTurns::Turn();
+    if (!IsLong(request)) return NameTurns::Turn();
     while (!progress.cancelled()) {
       absl::StatusOr<NameTurns::Turn> turn = turns_.Take(request.path(), absl::Now() + kCancellationCheck);
       if (!absl::IsDeadlineExceeded(turn.status())) return turn;
@@ -104,20 +150,13 @@ class ImageServer final : public v1::ImageService::Service {
                                              Quoted(request.path()), " aside; nothing was done"));
   }
 
-  static absl::Status Describe(const std::string& path, const absl::StatusOr<ImageFileInfo>& file,
-                               v1::ImageInfo* answer) {
-    if (!file.ok()) return DescribeImageError(file.status(), path, "path");
-    answer->set_path(path);
-    answer->set_format(v1::IMAGE_FORMAT_RAW);
-    answer->set_size_bytes(file->size);
-    answer->set_allocated_bytes(file->allocated);
-    answer->set_in_use(file->in_use);
+  // `field` is what is wrong where the request was.
+  static absl::Status Describe(const std::string& path, v1::ImageFormat format,
+                               const absl::StatusOr<ImageFileInfo>& file, v1::ImageInfo* answer,
+                               absl::string_view field = "path") {
+    if (!file.ok()) return DescribeImageError(file.status(), path, field);
+    FillImageInfo(path, format, *file, answer);
     return absl::OkStatus();
-  }
-
-  static grpc::Status Answer(const std::string& path, const absl::StatusOr<ImageFileInfo>& file,
-                             v1::ImageInfo* answer) {
-    return ToGrpcStatus(Describe(path, file, answer));
   }
 
   const ServiceEnvironment& environment_;

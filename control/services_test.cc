@@ -161,6 +161,92 @@ TEST_F(ServicesTest, TheMainPath) {
   EXPECT_TRUE(Call(*exports_stub_, &v1::ExportService::Stub::DeleteExport, remove, &empty).ok());
 }
 
+TEST_F(ServicesTest, Qcow2ImagesAreMadeShownAndResized) {
+  v1::CreateImageRequest image;
+  image.set_path(directory() + "/base.raw");
+  image.set_format(v1::IMAGE_FORMAT_RAW);
+  image.set_size_bytes(1 << 20);
+  v1::ImageInfo info;
+  const auto create = [&] { return Call(*images_stub_, &v1::ImageService::Stub::CreateImage, image, &info); };
+  ASSERT_TRUE(create().ok());
+  image.mutable_qcow2()->set_compat("0.10");
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(create()).field_violations(0).field(), "qcow2");
+  image.set_path(directory() + "/top.qcow2");
+  image.set_format(v1::IMAGE_FORMAT_QCOW2);
+  image.set_size_bytes(0);
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(create()).field_violations(0).field(), "size_bytes");
+  v1::Qcow2Options& options = *image.mutable_qcow2();
+  options.set_backing_file("base.raw");
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(create()).field_violations(0).field(), "qcow2.backing_format");
+  options.set_backing_format(v1::IMAGE_FORMAT_RAW);
+  options.set_lazy_refcounts(true);
+  grpc::Status status = create();
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(), "qcow2");
+  EXPECT_THAT(status.error_message(), HasSubstr("lazy_refcounts"));
+  options.set_compat("1.1");
+  options.set_cluster_size_bytes(4096);
+  options.set_refcount_bits(8);
+  options.set_compression_type(v1::COMPRESSION_TYPE_ZSTD);
+  for (int i = 0; i < 2; ++i) {
+    status = create();
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(info.size_bytes(), 1u << 20);
+    EXPECT_EQ(info.format(), v1::IMAGE_FORMAT_QCOW2);
+  }
+  options.set_refcount_bits(16);
+  EXPECT_EQ(create().error_code(), StatusCode::ALREADY_EXISTS);
+
+  v1::InspectImageRequest inspect;
+  inspect.set_path(image.path());
+  inspect.set_format(v1::IMAGE_FORMAT_QCOW2);
+  inspect.set_backing_chain(true);
+  status = Call(*images_stub_, &v1::ImageService::Stub::InspectImage, inspect, &info);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(info.qcow2().ShortDebugString(),
+            absl::StrCat("compat: \"1.1\" cluster_size_bytes: 4096 refcount_bits: 8 lazy_refcounts: true "
+                         "compression_type: COMPRESSION_TYPE_ZSTD backing_file: \"base.raw\" "
+                         "full_backing_file: \"",
+                         directory(), "/base.raw\" backing_format: \"raw\""));
+  ASSERT_EQ(info.backing_chain_size(), 1);
+  EXPECT_EQ(info.backing_chain(0).path(), directory() + "/base.raw");
+
+  v1::ResizeImageRequest resize;
+  resize.set_path(image.path());
+  resize.set_format(v1::IMAGE_FORMAT_QCOW2);
+  resize.set_size_bytes(2 << 20);
+  ASSERT_TRUE(Call(*images_stub_, &v1::ImageService::Stub::ResizeImage, resize, &info).ok());
+  EXPECT_EQ(info.size_bytes(), 2u << 20);
+  resize.set_size_bytes(1 << 20);
+  status = Call(*images_stub_, &v1::ImageService::Stub::ResizeImage, resize, &info);
+  EXPECT_EQ(DetailOf<google::rpc::ErrorInfo>(status).reason(), "WOULD_SHRINK");
+
+  v1::ExportSpec spec;
+  spec.mutable_image()->set_path(image.path());
+  spec.mutable_image()->set_format(v1::IMAGE_FORMAT_QCOW2);
+  ASSERT_TRUE(Create("q", spec).ok());
+  ASSERT_TRUE(Attach("a", SpecOf("q")).ok());
+  v1::UpdateExportRequest update;
+  update.set_name("q");
+  update.mutable_update_mask()->add_paths("size_bytes");
+  update.set_size_bytes(100 << 20);
+  v1::Export changed;
+  status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, update, &changed);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(changed.size_bytes(), 100u << 20);
+  update.set_size_bytes(1 << 20);
+  update.set_allow_shrink(true);
+  status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, update, &changed);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  update.set_size_bytes(1000);
+  status = Call(*exports_stub_, &v1::ExportService::Stub::UpdateExport, update, &changed);
+  EXPECT_EQ(DetailOf<google::rpc::BadRequest>(status).field_violations(0).field(), "size_bytes");
+  EXPECT_EQ(Call(*images_stub_, &v1::ImageService::Stub::ResizeImage, resize, &info).error_code(),
+            StatusCode::FAILED_PRECONDITION);
+  ASSERT_TRUE(Call(*images_stub_, &v1::ImageService::Stub::InspectImage, inspect, &info).ok());
+  EXPECT_TRUE(info.in_use());
+  EXPECT_EQ(info.size_bytes(), 1u << 20);
+}
+
 TEST_F(ServicesTest, ErrorsCarryTheirDetails) {
   grpc::Status status = Create("a/b", MemorySpec());
   EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);

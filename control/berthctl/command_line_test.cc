@@ -124,6 +124,22 @@ TEST_F(CommandLineTest, ImageCommandsSendWhatWasAskedFor) {
   std::vector<std::string> named = preallocate;
   named.push_back("--operation=make");
   EXPECT_EQ(Request(named), absl::StrCat(preallocated, "\"make\""));
+  EXPECT_EQ(
+      Request({"image", "create", "/srv/a.qcow2", "1G", "-f", "qcow2", "-o",
+               "compat=0.10,cluster_size=4k,refcount_bits=8,lazy_refcounts=on,extended_l2=off", "-o",
+               "compression_type=zstd,data_file=a,,b,backing_fmt=raw,backing_file=c,data_file_raw=off"}),
+      "CreateImage path: \"/srv/a.qcow2\" format: IMAGE_FORMAT_QCOW2 size_bytes: 1073741824 qcow2 { "
+      "compat: \"0.10\" cluster_size_bytes: 4096 refcount_bits: 8 lazy_refcounts: true "
+      "compression_type: COMPRESSION_TYPE_ZSTD backing_file: \"c\" backing_format: IMAGE_FORMAT_RAW "
+      "data_file: \"a,b\" }");
+  EXPECT_EQ(Request({"image", "create", "/srv/a.qcow2", "-f", "qcow2", "-b", "base", "-F", "qcow2"}),
+            "CreateImage path: \"/srv/a.qcow2\" format: IMAGE_FORMAT_QCOW2 qcow2 { backing_file: \"base\" "
+            "backing_format: IMAGE_FORMAT_QCOW2 }");
+  EXPECT_THAT(Request({"image", "create", "/a", "1G", "-f", "qcow2", "-o", "preallocation=full"}),
+              AllOf(HasSubstr("operation_name: \"image-create-"), HasSubstr("PREALLOCATION_FULL")));
+  EXPECT_EQ(Request({"image", "info", "/a", "-f", "qcow2", "--backing-chain", "--backing-format=raw"}),
+            "InspectImage path: \"/a\" format: IMAGE_FORMAT_QCOW2 backing_chain: true backing_format: "
+            "IMAGE_FORMAT_RAW");
   EXPECT_EQ(Request({"image", "info", "/srv/a.raw"}),
             "InspectImage path: \"/srv/a.raw\" format: IMAGE_FORMAT_RAW");
   EXPECT_EQ(
@@ -216,6 +232,50 @@ TEST_F(CommandLineTest, ImageInfoIsShownForPeopleAndForProgrammes) {
             "allocated:  1.5 KiB (1536 bytes)\n"
             "in use:     no\n");
   EXPECT_EQ(Json<v1::ImageInfo>({"image", "info", "/srv/a.raw"}).size_bytes(), uint64_t{10} << 30);
+  v1::ImageInfo& top = fake_.images["/srv/top.qcow2"];
+  top.set_path("/srv/top.qcow2");
+  top.set_format(v1::IMAGE_FORMAT_QCOW2);
+  top.set_size_bytes(uint64_t{1} << 30);
+  v1::Qcow2Info& qcow2 = *top.mutable_qcow2();
+  qcow2.set_compat("1.1");
+  qcow2.set_cluster_size_bytes(65'536);
+  qcow2.set_refcount_bits(16);
+  qcow2.set_compression_type(v1::COMPRESSION_TYPE_ZSTD);
+  qcow2.set_backing_file("a.raw");
+  qcow2.set_backing_format("raw");
+  qcow2.set_full_backing_file("/srv/a.raw");
+  qcow2.set_corrupt(true);
+  qcow2.add_bitmaps()->set_name("b0");
+  qcow2.mutable_bitmaps(0)->set_granularity_bytes(65'536);
+  v1::InternalSnapshot& snapshot = *qcow2.add_snapshots();
+  snapshot.set_id("1");
+  snapshot.set_name("nightly");
+  snapshot.set_disk_size_bytes(uint64_t{1} << 30);
+  *top.add_backing_chain() = image;
+  EXPECT_EQ(Do({"image", "info", "/srv/top.qcow2", "-f", "qcow2", "--backing-chain"}).out,
+            "path:       /srv/top.qcow2\n"
+            "format:     qcow2\n"
+            "size:       1 GiB (1073741824 bytes)\n"
+            "allocated:  0 bytes\n"
+            "in use:     no\n"
+            "compat:     1.1\n"
+            "clusters:   64 KiB\n"
+            "refcounts:  16 bits\n"
+            "compressed: zstd\n"
+            "backing:    a.raw (raw), /srv/a.raw\n"
+            "corrupt:    yes; it has to be repaired before it is written\n"
+            "snapshots:\n"
+            "  ID  NAME     CREATED   DISK  VM STATE  VM CLOCK\n"
+            "  1   nightly  -        1 GiB       0 B         0\n"
+            "bitmaps:\n"
+            "  NAME  GRANULARITY  STATE\n"
+            "  b0         64 KiB  disabled\n"
+            "\n"
+            "path:       /srv/a.raw\n"
+            "format:     raw\n"
+            "size:       10 GiB (10737418240 bytes)\n"
+            "allocated:  1.5 KiB (1536 bytes)\n"
+            "in use:     no\n");
   // Fields that are zero are there too, under the names of the .proto file.
   EXPECT_THAT(Do({"image", "info", "/srv/a.raw", "--json"}).out,
               AllOf(HasSubstr("\"in_use\": false"), HasSubstr("\"allocated_bytes\": \"1536\"")));
@@ -523,6 +583,10 @@ TEST(BerthctlTest, RefusesWhatMakesNoSense) {
       {{"export"}, "export: A subcommand is required"},
       {{"export", "create"}, "export is required"},
       {{"image", "create", "/a", "10Q"}, "'10Q'"},
+      {{"image", "create", "/a"}, "size"},
+      {{"image", "create", "/a", "1G", "-o", "clusters=4"}, "'clusters=4' is no NAME=VALUE"},
+      {{"image", "create", "/a", "1G", "-o", "extended_l2=yes"}, "'yes' is none of on and off"},
+      {{"image", "create", "/a", "1G", "-o", "preallocation=some"}, "off, metadata, falloc, full"},
       {{"export", "create", "d", "/a", "--cache=warm"}, "'warm' is none of writeback"},
       {{"attach", "d", "--connections=17"}, "17"},
       {{"attach", "d", "--io-timeout=-1"}, "'-1'"},

@@ -1,28 +1,22 @@
 // berthctl image create|info|resize
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "CLI/App.hpp"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "berth/v1/images.grpc.pb.h"
 #include "control/berthctl/command.h"
+#include "control/berthctl/image_text.h"
 #include "control/berthctl/operation_call.h"
 #include "control/berthctl/option_values.h"
+#include "control/berthctl/qcow2_options.h"
 #include "control/berthctl/request_options.h"
 #include "control/berthctl/server.h"
-#include "control/berthctl/size_text.h"
 
 namespace berth::berthctl {
 namespace {
-
-void Print(Console& console, const v1::ImageInfo& info) {
-  if (console.json) return PrintJson(console.out, info);
-  console.out << "path:       " << Printable(info.path()) << '\n'
-              << "format:     " << EnumName(v1::ImageFormat_descriptor(), info.format()) << '\n'
-              << "size:       " << FormatExactSize(info.size_bytes()) << '\n'
-              << "allocated:  " << FormatExactSize(info.allocated_bytes()) << '\n'
-              << "in use:     " << (info.in_use() ? "yes" : "no") << std::endl;
-}
 
 template <typename Request>
 using Method = grpc::Status (v1::ImageService::StubInterface::*)(grpc::ClientContext*, const Request&,
@@ -36,7 +30,7 @@ ExitCode Run(Server& server, const char* what, Method<Request> method, const Req
   const ExitCode code = server.Call(
       absl::StrCat(what, " ", request.path()),
       [&](grpc::ClientContext* context) { return (stub.get()->*method)(context, request, &info); }, timeout);
-  if (code == ExitCode::kSuccess) Print(server.console(), info);
+  if (code == ExitCode::kSuccess) PrintImage(server.console(), info);
   return code;
 }
 
@@ -53,10 +47,44 @@ void AddImage(CLI::App& command, const std::shared_ptr<Request>& request) {
 }
 
 template <typename Request>
-void AddImageSize(CLI::App& command, const std::shared_ptr<Request>& request) {
-  AddSize(command, "size", "Size: 512M, 10G, 1MiB", [request](uint64_t size) {
-    request->set_size_bytes(size);
-  })->required();
+CLI::Option* AddImageSize(CLI::App& command, const std::shared_ptr<Request>& request) {
+  return AddSize(command, "size", "Size: 512M, 10G, 1MiB",
+                 [request](uint64_t size) { request->set_size_bytes(size); });
+}
+
+// Setting space aside, or writing the tables of all of it, takes its time.
+bool IsLong(const v1::CreateImageRequest& request) {
+  return request.preallocate() || request.qcow2().preallocation() > v1::PREALLOCATION_OFF ||
+         request.qcow2().data_file_raw();
+}
+
+void AddQcow2Options(CLI::App& command, const std::shared_ptr<v1::CreateImageRequest>& request) {
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--option,-o",
+          [request](const std::vector<std::string>& texts) {
+            for (const std::string& text : texts) {
+              const absl::Status status = ParseQcow2Options(text, request->mutable_qcow2());
+              if (!status.ok()) throw CLI::ValidationError("--option", std::string(status.message()));
+            }
+          },
+          "Options of a qcow2 image, NAME=VALUE[,NAME=VALUE...]: compat, cluster_size, refcount_bits, "
+          "lazy_refcounts, extended_l2, compression_type, backing_file, backing_fmt, data_file, "
+          "data_file_raw, "
+          "preallocation; values as for qemu-img create")
+      ->type_name("NAME=VALUE")
+      ->expected(1)
+      ->take_all();
+  command
+      .add_option_function<std::string>(
+          "--backing-file,-b",
+          [request](const std::string& name) { request->mutable_qcow2()->set_backing_file(name); },
+          "Backing file of a qcow2 image, as it is to stand in it; relative to the image's folder")
+      ->type_name("FILE");
+  AddEnum(command, "--backing-format,-F", "Its format: raw or qcow2", v1::ImageFormat_descriptor(),
+          [request](int format) {
+            request->mutable_qcow2()->set_backing_format(static_cast<v1::ImageFormat>(format));
+          });
 }
 
 // Setting space aside takes its time: that is an operation.
@@ -67,7 +95,7 @@ ExitCode Preallocate(Server& server, v1::CreateImageRequest request) {
   const ExitCode code = CallAsOperation(
       server, absl::StrCat("image create ", request.path()), request.operation_name(),
       [&](grpc::ClientContext* context) { return stub->CreateImage(context, request, &info); }, kLongTimeout);
-  if (code == ExitCode::kSuccess) Print(server.console(), info);
+  if (code == ExitCode::kSuccess) PrintImage(server.console(), info);
   return code;
 }
 
@@ -76,28 +104,38 @@ void AddCreate(CLI::App& image, Action& chosen) {
   const auto request = std::make_shared<v1::CreateImageRequest>();
   AddImage(command, request);
   AddImageSize(command, request);
-  CLI::Option* preallocate = command.add_flag_callback(
+  AddQcow2Options(command, request);
+  command.add_flag_callback(
       "--preallocate", [request] { request->set_preallocate(true); },
       "Set the space aside now instead of at the first write");
   command
       .add_option_function<std::string>(
           "--operation", [request](const std::string& name) { request->set_operation_name(name); },
           "The name under which 'berthctl operation' shows it (a new one); the same again joins what runs")
-      ->type_name("NAME")
-      ->needs(preallocate);
+      ->type_name("NAME");
   command.footer(
-      "Making again what is there, with the same format and size, succeeds. --preallocate shows on a "
-      "terminal "
-      "how far it is; Ctrl-C cancels it and leaves no new file. It goes on in berthd when berthctl is killed "
-      "or "
-      "its --timeout passes.\n\n"
+      "Making again what is there, with the same format, size and options, succeeds. Preallocation shows on "
+      "a "
+      "terminal how far it is; Ctrl-C cancels it and leaves no new file. It goes on in berthd when berthctl "
+      "is "
+      "killed or its --timeout passes. A qcow2 image over a backing file is as large as that where no size "
+      "is "
+      "given.\n\n"
       "Examples:\n"
       "  berthctl image create /srv/images/disk.raw 10G\n"
       "  berthctl image create /srv/images/db.raw 200G --preallocate --timeout=30m\n"
-      "  berthctl image create /srv/images/db.raw 200G --preallocate --operation=make-db");
+      "  berthctl image create /srv/images/db.raw 200G --preallocate --operation=make-db\n"
+      "  berthctl image create /srv/images/disk.qcow2 10G -f qcow2 -o cluster_size=128k,lazy_refcounts=on\n"
+      "  berthctl image create /srv/images/top.qcow2 -f qcow2 -b base.qcow2 -F qcow2");
   command.callback([request, &chosen] {
+    if (request->size_bytes() == 0 && request->qcow2().backing_file().empty()) {
+      throw CLI::RequiredError("size");
+    }
+    if (!request->operation_name().empty() && !IsLong(*request)) {
+      throw CLI::RequiredError("--operation names what takes its time; --preallocate");
+    }
     chosen = [request](Server& server) {
-      if (request->preallocate()) return Preallocate(server, *request);
+      if (IsLong(*request)) return Preallocate(server, *request);
       return Run<v1::CreateImageRequest>(
           server, "image create", &v1::ImageService::StubInterface::CreateImage, *request, kUsualTimeout);
     };
@@ -108,9 +146,14 @@ void AddInfo(CLI::App& image, Action& chosen) {
   CLI::App& command = *image.add_subcommand("info", "Show an image, also one that is in use");
   const auto request = std::make_shared<v1::InspectImageRequest>();
   AddImage(command, request);
+  command.add_flag_callback(
+      "--backing-chain", [request] { request->set_backing_chain(true); },
+      "Also the images below, from the nearest down");
+  AddBackingFormat(command, request);
   command.footer(
       "Examples:\n"
       "  berthctl image info /srv/images/disk.raw\n"
+      "  berthctl image info /srv/images/top.qcow2 -f qcow2 --backing-chain\n"
       "  berthctl image info /srv/images/disk.raw --json | jq -r .allocated_bytes");
   command.callback([request, &chosen] {
     chosen = [request](Server& server) {
@@ -124,13 +167,15 @@ void AddResize(CLI::App& image, Action& chosen) {
   CLI::App& command = *image.add_subcommand("resize", "Change the size of an image that no export holds");
   const auto request = std::make_shared<v1::ResizeImageRequest>();
   AddImage(command, request);
-  AddImageSize(command, request);
+  AddImageSize(command, request)->required();
   AddAllowShrink(command, request);
+  AddBackingFormat(command, request);
   command.footer(
       "An image that is exported is resized with 'berthctl export update NAME --size=SIZE'.\n\n"
       "Examples:\n"
       "  berthctl image resize /srv/images/disk.raw 20G\n"
-      "  berthctl image resize /srv/images/disk.raw 5G --allow-shrink");
+      "  berthctl image resize /srv/images/disk.raw 5G --allow-shrink\n"
+      "  berthctl image resize /srv/images/disk.qcow2 40G -f qcow2");
   command.callback([request, &chosen] {
     chosen = [request](Server& server) {
       return Run<v1::ResizeImageRequest>(

@@ -10,16 +10,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "image/io/progress.h"
+#include "image/opener/image_file_info.h"
 #include "image/opener/image_roots.h"
 
 namespace berth {
-
-struct ImageFileInfo {
-  uint64_t size = 0;       // Bytes that a client sees.
-  uint64_t allocated = 0;  // Bytes that it takes on the disk.
-  bool in_use =
-      false;  // Somebody has it open for writing and says so in qemu's way (image/raw/image_lock.h).
-};
 
 // Makes a file of `size` bytes that reads as zeroes, mode 0600. With `preallocate` its space is set aside
 // now. It appears whole and durable, or not at all, so the call may be repeated after a crash at any point:

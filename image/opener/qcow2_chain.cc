@@ -62,7 +62,7 @@ class Chain {
       layers_.push_back(*std::move(layer));
       const Layer& last = layers_.back();
       if (!last.header.has_value() || last.header->backing_file.empty()) return absl::OkStatus();
-      absl::StatusOr<ImageFormat> below = FormatOfBacking(last);
+      absl::StatusOr<ImageFormat> below = FormatOfBackingFile(last.path, *last.header, spec_.backing_format);
       if (!below.ok()) return below.status();
       absl::StatusOr<std::string> name = ResolveNameInImage(last.path, last.header->backing_file);
       if (!name.ok()) return About(last.path, name.status());
@@ -173,24 +173,6 @@ class Chain {
     return layers_.empty() ? status : About(layers_.back().path, status);
   }
 
-  absl::StatusOr<ImageFormat> FormatOfBacking(const Layer& layer) const {
-    const std::optional<std::string>& stated = layer.header->backing_format;
-    if (!stated.has_value()) {
-      if (spec_.backing_format.has_value()) return *spec_.backing_format;
-      const std::string name = layer.header->backing_file.substr(0, kShownNameBytes);
-      return absl::FailedPreconditionError(absl::StrCat(
-          "\"", layer.path, "\" names the backing file \"", name,
-          "\" without its format, which is never guessed; write it into the image with qemu-img rebase -u -F "
-          "FORMAT -b ",
-          name, " ", layer.path));
-    }
-    if (*stated == "raw") return ImageFormat::kRaw;
-    if (*stated == "qcow2") return ImageFormat::kQcow2;
-    return absl::UnimplementedError(
-        absl::StrCat("\"", layer.path, "\" says that its backing file has the format \"",
-                     stated->substr(0, kShownNameBytes), "\"; known are raw and qcow2"));
-  }
-
   const ImageSpec& spec_;
   const ImageRoots& roots_;
   std::vector<Layer> layers_;  // From the top down.
@@ -212,6 +194,25 @@ absl::Status CheckSpec(const ImageSpec& spec) {
 }
 
 }  // namespace
+
+absl::StatusOr<ImageFormat> FormatOfBackingFile(const std::string& image_path, const qcow2::Header& header,
+                                                std::optional<ImageFormat> given) {
+  const std::optional<std::string>& stated = header.backing_format;
+  if (!stated.has_value()) {
+    if (given.has_value()) return *given;
+    const std::string name = header.backing_file.substr(0, kShownNameBytes);
+    return absl::FailedPreconditionError(absl::StrCat("\"", image_path, "\" names the backing file \"", name,
+                                                      "\" without its format, which is never guessed; give "
+                                                      "the format of backing files, or write it into the "
+                                                      "image with qemu-img rebase -u -F FORMAT -b ",
+                                                      name, " ", image_path));
+  }
+  if (*stated == "raw") return ImageFormat::kRaw;
+  if (*stated == "qcow2") return ImageFormat::kQcow2;
+  return absl::UnimplementedError(
+      absl::StrCat("\"", image_path, "\" says that its backing file has the format \"",
+                   stated->substr(0, kShownNameBytes), "\"; known are raw and qcow2"));
+}
 
 absl::StatusOr<std::string> ResolveNameInImage(const std::string& image_path, const std::string& name) {
   std::string file = name;

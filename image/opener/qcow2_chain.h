@@ -9,12 +9,14 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "image/block/block_device.h"
 #include "image/opener/image_roots.h"
 #include "image/opener/image_spec.h"
+#include "image/qcow2/format/header.h"
 
 namespace berth {
 
@@ -28,6 +30,11 @@ absl::StatusOr<std::shared_ptr<BlockDevice>> OpenQcow2Chain(const ImageSpec& spe
 // The file that `name`, found inside the image at `image_path`, means. INVALID_ARGUMENT where it is more than
 // a file name.
 absl::StatusOr<std::string> ResolveNameInImage(const std::string& image_path, const std::string& name);
+
+// The format of the backing file that the image at `image_path` names: what its header states, else `given`.
+// FAILED_PRECONDITION where neither says it, UNIMPLEMENTED for one that is not known.
+absl::StatusOr<ImageFormat> FormatOfBackingFile(const std::string& image_path, const qcow2::Header& header,
+                                                std::optional<ImageFormat> given);
 
 }  // namespace berth
 

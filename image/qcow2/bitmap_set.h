@@ -39,6 +39,11 @@ class BitmapSet {
   // reactor's thread.
   static absl::StatusOr<std::unique_ptr<BitmapSet>> Load(BlockDevice& image, const Header& header);
 
+  bool empty() const {
+    MutexLock lock(&mutex_);
+    return bitmaps_.empty();
+  }
+
   // Offsets in the file of all that they take: directory, tables and data.
   const std::vector<uint64_t>& clusters() const { return clusters_; }
 

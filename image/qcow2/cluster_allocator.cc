@@ -60,6 +60,21 @@ ClusterAllocator::Range ClusterAllocator::AllocateWhole(uint64_t count) {
   return Take(end_, count);
 }
 
+uint64_t ClusterAllocator::FindTaken(uint64_t begin, uint64_t end) const {
+  for (uint64_t at = begin; at < std::min<uint64_t>(end, taken_.size() * 64); at = (at / 64 + 1) * 64) {
+    const uint64_t word = taken_[at / 64] >> (at % 64);
+    if (word != 0) return std::min(end, at + static_cast<uint64_t>(std::countr_zero(word)));
+  }
+  return end;
+}
+
+uint64_t ClusterAllocator::TrimEnd() {
+  while (!taken_.empty() && taken_.back() == 0) taken_.pop_back();
+  end_ = taken_.empty() ? 0 : taken_.size() * 64 - static_cast<uint64_t>(std::countl_zero(taken_.back()));
+  next_ = std::min(next_, end_);
+  return end_;
+}
+
 void ClusterAllocator::Free(uint64_t cluster) {
   assert(IsTaken(cluster));
   taken_[cluster / 64] &= ~(uint64_t{1} << (cluster % 64));

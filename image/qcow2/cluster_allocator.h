@@ -34,11 +34,17 @@ class ClusterAllocator {
 
   void Free(uint64_t cluster);
 
+  // Lets end() follow the last cluster that is taken, and returns it: what lies behind can be cut off.
+  uint64_t TrimEnd();
+
+  // The first cluster in [begin, end) that is taken, or `end`.
+  uint64_t FindTaken(uint64_t begin, uint64_t end) const;
+
   bool IsTaken(uint64_t cluster) const {
     const uint64_t word = cluster / 64;
     return word < taken_.size() && (taken_[word] >> (cluster % 64) & 1) != 0;
   }
-  // One behind the last that is taken, or was while the image was open.
+  // One behind the last that is taken, or was since the last TrimEnd().
   uint64_t end() const { return end_; }
   // Taken clusters.
   uint64_t taken() const { return count_; }

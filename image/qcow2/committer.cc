@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "image/io/big_endian.h"
-#include "image/io/blocking_pool.h"
 #include "image/qcow2/format/refcount_block.h"
 
 namespace berth::qcow2 {
@@ -15,12 +14,7 @@ namespace {
 constexpr uint64_t kPieceBytes = 4096;
 constexpr uint64_t kSmallestGrowth = uint64_t{1} << 20;
 constexpr uint64_t kLargestGrowth = uint64_t{256} << 20;
-constexpr int kThreads = 2;
-
-BlockingPool& GrowthPool() {
-  static BlockingPool& pool = *new BlockingPool(kThreads);
-  return pool;
-}
+constexpr int kThreads = 2;  // For resizes of files.
 
 std::vector<uint8_t> ToBytes(absl::Span<const uint64_t> words) {
   std::vector<uint8_t> bytes(words.size() * 8);
@@ -39,8 +33,13 @@ Task<IoResult> WriteSlices(BlockChannel& channel, const std::vector<WriteMap::Sl
 
 }  // namespace
 
+BlockingPool& Committer::GrowthPool() {
+  static BlockingPool& pool = *new BlockingPool(kThreads);
+  return pool;
+}
+
 Task<IoResult> Committer::Grow(Reactor& reactor, uint64_t bytes) {
-  if (file_.size() >= bytes) co_return IoResult::Ok();
+  if (!cutting_ && file_.size() >= bytes) co_return IoResult::Ok();
   if (!file_.traits().resizable) co_return IoResult::Error(ENOSPC);
   Turns::Turn turn(growing_, reactor);
   co_await turn;

@@ -8,6 +8,7 @@
 #ifndef BERTH_IMAGE_QCOW2_COMMITTER_H_
 #define BERTH_IMAGE_QCOW2_COMMITTER_H_
 
+#include <atomic>
 #include <cstdint>
 #include <set>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/types/span.h"
 #include "image/block/block_device.h"
+#include "image/io/blocking_pool.h"
 #include "image/io/mutex.h"
 #include "image/io/reactor.h"
 #include "image/io/task.h"
@@ -31,6 +33,7 @@ class Committer {
       : order_(header.refcount_order),
         cluster_bits_(header.cluster_bits),
         l1_table_offset_(header.l1_table_offset),
+        l1_entries_(header.l1_size),
         table_offset_(header.refcount_table_offset),
         table_(std::move(refcount_table)),
         file_(file),
@@ -43,7 +46,20 @@ class Committer {
   // Makes the file at least `bytes` long. ENOSPC where it cannot be.
   Task<IoResult> Grow(Reactor& reactor, uint64_t bytes);
 
+  // Gives the L1 table room for `entries`, at most kMaxL1Bytes, in the map too: it moves. ENOSPC where there
+  // is no space, and nothing has changed then. The table's old clusters are free after two commits.
+  Task<IoResult> GrowL1(Reactor& reactor, BlockChannel& channel, uint64_t entries);
+  // Writes the disk's size into the header; it is on stable storage when this returns success.
+  Task<IoResult> WriteDiskSize(Reactor& reactor, BlockChannel& channel, uint64_t size);
+  // Drops refcount blocks that count nothing but themselves, which keep the file long; `*dropped` is how
+  // many. The refcounts of their clusters that stand in other blocks go down with the next commit.
+  Task<IoResult> DropUnusedBlocks(Reactor& reactor, BlockChannel& channel, size_t* dropped);
+  // Cuts off what is free at the end of the file; best effort. What frees it has been flushed.
+  Task<void> CutFreeTail(Reactor& reactor);
+
  private:
+  // Resizes of files block.
+  static BlockingPool& GrowthPool();
   Task<IoResult> CommitBatch(Reactor& reactor, BlockChannel& channel, BlockChannel* data);
   bool PlanBlocks(std::vector<uint64_t>* taken);
   bool PlanTable(uint64_t entries, std::vector<uint64_t>* taken);
@@ -51,6 +67,8 @@ class Committer {
   Task<IoResult> WriteTable(BlockChannel& channel);
   Task<IoResult> ChangeRefcounts(BlockChannel& channel, std::vector<uint64_t> clusters, bool add,
                                  std::vector<uint64_t>* unused);
+  Task<IoResult> MoveL1(Reactor& reactor, BlockChannel& channel, uint64_t first, uint64_t clusters);
+  Task<IoResult> CopyL1(BlockChannel& channel, uint64_t to, uint64_t bytes);
   Task<void> GiveSpaceBack(BlockChannel& channel, std::vector<uint64_t> clusters);
   Task<IoResult> WriteReferences(BlockChannel& channel, const WriteMap::Batch& batch);
   uint64_t cluster_size() const { return uint64_t{1} << cluster_bits_; }
@@ -58,9 +76,10 @@ class Committer {
 
   const uint32_t order_;
   const uint32_t cluster_bits_;
-  const uint64_t l1_table_offset_;
   // Of whoever has the turn.
   Turns turns_;
+  uint64_t l1_table_offset_;
+  uint64_t l1_entries_;  // On the disk.
   uint64_t table_offset_;
   std::vector<uint64_t> table_;
   bool table_moved_ = false;
@@ -70,6 +89,7 @@ class Committer {
   BlockDevice& file_;
   WriteMap& map_;
   Turns growing_;
+  std::atomic<bool> cutting_ = false;  // The file may become shorter: only who has the turn knows its size.
 
   // So that those who wait for the same commit share it.
   Mutex mutex_;

@@ -66,7 +66,8 @@ Qcow2Channel::Qcow2Channel(Qcow2Device& device, Reactor& reactor, std::unique_pt
       image_(std::move(image)),
       data_(std::move(data)),
       backing_(std::move(backing)),
-      compressed_(device.map_.layout(), device.compression_type_, *image_, device.image_size_, reactor) {}
+      compressed_(device.map_.layout(), device.compression_type_, *image_, device.image_size_, reactor),
+      changes_(device.changes_, reactor) {}
 
 uint64_t Qcow2Channel::data_size() const {
   if (device_.writer_ == nullptr) return device_.data_size_;

@@ -17,6 +17,7 @@
 #include "image/io/reactor.h"
 #include "image/io/task.h"
 #include "image/luks/sector_cipher.h"
+#include "image/qcow2/changes_under_way.h"
 #include "image/qcow2/cluster_map.h"
 #include "image/qcow2/compressed_clusters.h"
 #include "image/qcow2/l2_cache.h"
@@ -41,6 +42,12 @@ class Qcow2Channel final : public BlockChannel {
   // is no chain.
   Task<IoResult> Depths(uint64_t offset, uint64_t length, StatusChannel* below,
                         std::vector<StatusExtent>* out);
+  // For Qcow2Device::Resize(). A larger disk: makes [old_size, new_size) read as zeroes, and writes the new
+  // size.
+  Task<IoResult> Grow(uint64_t old_size, uint64_t new_size);
+  // A smaller one: frees what lies behind `size`, and writes it. What of that comes after the size is written
+  // is best effort; `*written` says whether it was.
+  Task<IoResult> Shrink(uint64_t size, bool* written);
 
  private:
   using Run = qcow2::Run;
@@ -50,7 +57,8 @@ class Qcow2Channel final : public BlockChannel {
                std::unique_ptr<BlockChannel> data, std::unique_ptr<BlockChannel> backing);
 
   bool Inside(uint64_t offset, uint64_t length) const {
-    return offset <= device_.size_ && length <= device_.size_ - offset;
+    const uint64_t size = device_.size();
+    return offset <= size && length <= size - offset;
   }
   uint64_t data_size() const;
   // What holds the clusters' data: decrypted, where it is encrypted.
@@ -89,6 +97,8 @@ class Qcow2Channel final : public BlockChannel {
   // Does what `step` needs before the map can be asked again.
   Task<IoResult> Prepare(const qcow2::WriteMap::Step& step, bool* committed);
 
+  Task<IoResult> ZeroSpace(uint64_t offset, uint64_t length);
+
   Task<IoResult> PrefetchRuns(uint64_t offset, uint64_t length);
   Task<IoResult> FindExtents(uint64_t offset, uint64_t length, std::vector<Extent>* out);
   Task<IoResult> BackingExtents(const Run& run, uint64_t offset, std::vector<Extent>* found,
@@ -102,6 +112,7 @@ class Qcow2Channel final : public BlockChannel {
   std::unique_ptr<BlockChannel> decrypted_;                 // Null where nothing is encrypted with LUKS.
   std::unique_ptr<luks::SectorCipher::Worker> old_cipher_;  // Null where nothing is with the old AES.
   qcow2::CompressedClusters compressed_;
+  const qcow2::ChangesUnderWay::Part changes_;
 
   // The slices this channel used last, found without the cache's lock.
   struct Known {

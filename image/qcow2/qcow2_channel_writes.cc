@@ -31,12 +31,13 @@ Task<IoResult> Qcow2Channel::LoadForWriting(uint64_t file_offset) {
 
 Task<IoResult> Qcow2Channel::Write(uint64_t offset, absl::Span<const uint8_t> data, WriteFlags flags) {
   if (device_.writer_ == nullptr) return Task<IoResult>(IoResult::Error(EPERM));
-  if (!Inside(offset, data.size())) return Task<IoResult>(IoResult::Error(EIO));
-  device_.bitmaps_->NoteChange(offset, data.size());
   return WriteAll(offset, data, flags == WriteFlags::kFua);
 }
 
 Task<IoResult> Qcow2Channel::WriteAll(uint64_t offset, absl::Span<const uint8_t> data, bool durable) {
+  const qcow2::ChangesUnderWay::Change change(changes_);
+  if (!Inside(offset, data.size())) co_return IoResult::Error(EIO);
+  device_.bitmaps_->NoteChange(offset, data.size());
   IoResult result = co_await WriteRange(offset, data);
   if (result.ok()) result = co_await AfterChange(durable);
   co_return result;
@@ -102,8 +103,9 @@ Task<IoResult> Qcow2Channel::Fill(const qcow2::WriteMap::Allocation& allocation,
                                   absl::Span<const uint8_t> data) {
   const uint32_t bits = device_.map_.layout().cluster_bits;
   const uint64_t begin = allocation.fill_begin;
+  const uint64_t disk_size = device_.size();
   // An external data file ends with the disk.
-  const uint64_t end = data_ == nullptr ? allocation.fill_end : std::min(allocation.fill_end, device_.size_);
+  const uint64_t end = data_ == nullptr ? allocation.fill_end : std::min(allocation.fill_end, disk_size);
   const uint64_t host = (allocation.host << bits) + (begin - (allocation.guest << bits));
   const uint64_t data_end = offset + data.size();
   IoResult result;
@@ -118,7 +120,7 @@ Task<IoResult> Qcow2Channel::Fill(const qcow2::WriteMap::Allocation& allocation,
   if (result.ok() && data_end < end) {
     std::vector<uint8_t> tail(end - data_end);
     // Behind the end of the disk there is nothing.
-    const uint64_t there = data_end < device_.size_ ? std::min(end, device_.size_) - data_end : 0;
+    const uint64_t there = data_end < disk_size ? std::min(end, disk_size) - data_end : 0;
     if (there > 0) result = co_await ReadRuns(data_end, absl::MakeSpan(tail).subspan(0, there));
     if (result.ok()) {
       result = co_await data_file().Write(host + (data_end - begin), tail, WriteFlags::kNone);
@@ -135,20 +137,21 @@ Task<IoResult> Qcow2Channel::Flush() {
 
 Task<IoResult> Qcow2Channel::Zero(uint64_t offset, uint64_t length, ZeroFlags flags) {
   if (device_.writer_ == nullptr) return Task<IoResult>(IoResult::Error(EPERM));
-  if (!Inside(offset, length)) return Task<IoResult>(IoResult::Error(EIO));
   const bool keep_space = Has(flags, ZeroFlags::kNoUnmap) || !device_.writer_->unmap;
   if (Has(flags, ZeroFlags::kFastOnly) && (keep_space || !device_.traits_.fast_zero)) {
     return Task<IoResult>(IoResult::Error(ENOTSUP));
   }
-  device_.bitmaps_->NoteChange(offset, length);
   return ZeroAll(offset, length, keep_space, Has(flags, ZeroFlags::kFua));
 }
 
 Task<IoResult> Qcow2Channel::ZeroAll(uint64_t offset, uint64_t length, bool keep_space, bool durable) {
+  const qcow2::ChangesUnderWay::Change change(changes_);
+  if (!Inside(offset, length)) co_return IoResult::Error(EIO);
+  device_.bitmaps_->NoteChange(offset, length);
   const uint64_t unit = uint64_t{1} << device_.map_.layout().unit_bits();
   const uint64_t end = offset + length;
   const uint64_t first = std::min(end, (offset + unit - 1) / unit * unit);
-  const uint64_t last = std::max(first, end == device_.size_ ? end : end / unit * unit);
+  const uint64_t last = std::max(first, end == device_.fixed_end_ ? end : end / unit * unit);
   IoResult result;
   if (keep_space) {
     result = co_await WriteZeroes(offset, length);
@@ -203,17 +206,23 @@ Task<IoResult> Qcow2Channel::Clear(uint64_t offset, uint64_t length, bool discar
 
 Task<IoResult> Qcow2Channel::Discard(uint64_t offset, uint64_t length) {
   if (device_.writer_ == nullptr) return Task<IoResult>(IoResult::Error(EPERM));
-  if (!Inside(offset, length)) return Task<IoResult>(IoResult::Error(EIO));
-  const uint64_t unit = uint64_t{1} << device_.map_.layout().unit_bits();
-  const uint64_t first = (offset + unit - 1) / unit * unit;
-  const uint64_t end = offset + length;
-  const uint64_t last = end == device_.size_ ? end : end / unit * unit;
-  if (!device_.writer_->unmap || first >= last) return Task<IoResult>(IoResult::Ok());
-  device_.bitmaps_->NoteChange(first, last - first);
-  return DiscardUnits(first, last - first);
+  if (!device_.writer_->unmap) {
+    return Task<IoResult>(Inside(offset, length) ? IoResult::Ok() : IoResult::Error(EIO));
+  }
+  return DiscardUnits(offset, length);
 }
 
 Task<IoResult> Qcow2Channel::DiscardUnits(uint64_t offset, uint64_t length) {
+  const qcow2::ChangesUnderWay::Change change(changes_);
+  if (!Inside(offset, length)) co_return IoResult::Error(EIO);
+  const uint64_t unit = uint64_t{1} << device_.map_.layout().unit_bits();
+  const uint64_t first = (offset + unit - 1) / unit * unit;
+  const uint64_t end = offset + length;
+  const uint64_t last = end == device_.fixed_end_ ? end : end / unit * unit;
+  if (first >= last) co_return IoResult::Ok();
+  offset = first;
+  length = last - first;
+  device_.bitmaps_->NoteChange(offset, length);
   IoResult result;
   if (device_.data_is_raw_) {
     // Where the mapping says zeroes, the file has them too. Where that takes as long as writing, nothing is

@@ -12,6 +12,7 @@
 #include "image/qcow2/bitmap_set.h"
 #include "image/qcow2/check/check.h"
 #include "image/qcow2/format/snapshot_table.h"
+#include "image/qcow2/image_directories.h"
 #include "image/qcow2/metadata_reader.h"
 #include "image/qcow2/open_for_writing.h"
 #include "image/qcow2/qcow2_channel.h"
@@ -28,19 +29,12 @@ constexpr uint64_t kFirstBytes = 512;
 
 absl::StatusOr<Snapshot> LoadSnapshot(BlockDevice& image, const Header& header,
                                       const std::string& id_or_name) {
-  std::vector<Snapshot> snapshots;
-  if (header.snapshot_count > 0) {
-    std::vector<uint8_t> table(std::min(SnapshotTableBytes(header), image.size() - header.snapshots_offset));
-    absl::Status status = qcow2::ReadMetadata(image, header.snapshots_offset, absl::MakeSpan(table));
-    if (!status.ok()) return status;
-    auto decoded = DecodeSnapshotTable(table, header, image.size());
-    if (!decoded.ok()) return decoded.status();
-    snapshots = *std::move(decoded);
-  }
-  const Snapshot* found = FindSnapshot(snapshots, id_or_name);
+  const absl::StatusOr<std::vector<Snapshot>> snapshots = qcow2::ReadSnapshots(image, header);
+  if (!snapshots.ok()) return snapshots.status();
+  const Snapshot* found = FindSnapshot(*snapshots, id_or_name);
   if (found != nullptr) return *found;
   std::string known;
-  for (const Snapshot& snapshot : snapshots) {
+  for (const Snapshot& snapshot : *snapshots) {
     absl::StrAppend(&known, known.empty() ? "it has " : ", ", snapshot.id, " (\"", snapshot.name, "\")");
   }
   return absl::NotFoundError(absl::StrCat("the image has no internal snapshot with the id or name \"",
@@ -165,6 +159,7 @@ absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint6
       std::make_unique<qcow2::Writer>(header, std::move(l1), *std::move(state), *files_.image, has_backing,
                                       options.l2_cache_bytes, options.durable_writes, options.unmap);
   traits_.read_only = false;
+  traits_.resizable = true;
   traits_.can_discard = options.unmap;
   traits_.fast_zero = options.unmap && (header.version >= 3 || !has_backing) &&
                       (files_.data == nullptr || data_traits.fast_zero);
@@ -173,10 +168,10 @@ absl::Status Qcow2Device::PrepareWriting(const Header& header, std::vector<uint6
 
 // A cluster's place in the data file is the one that it has on the disk, so that the file has to be as long.
 absl::Status Qcow2Device::PrepareDataFile() {
-  if (files_.data == nullptr || files_.data->size() >= size_) return absl::OkStatus();
-  if (files_.data->traits().resizable) return files_.data->Resize(size_);
+  if (files_.data == nullptr || files_.data->size() >= size()) return absl::OkStatus();
+  if (files_.data->traits().resizable) return files_.data->Resize(size());
   return absl::FailedPreconditionError(absl::StrCat("the external data file has ", files_.data->size(),
-                                                    " bytes and cannot grow to the disk's ", size_,
+                                                    " bytes and cannot grow to the disk's ", size(),
                                                     "; give the image a larger one, or set read_only"));
 }
 
@@ -203,7 +198,7 @@ Qcow2Device::~Qcow2Device() {
   const absl::StatusOr<IoResult> committed = qcow2::RunOnFile(*files_.image, commit);
   if (!committed.ok() || !committed->ok()) return;
   // The file grew in steps.
-  const uint64_t used = std::max(image_size_, writer_->map.end_cluster() << map_.layout().cluster_bits);
+  const uint64_t used = std::max(kept_size_, writer_->map.end_cluster() << map_.layout().cluster_bits);
   if (files_.image->traits().resizable && files_.image->size() > used) (void)files_.image->Resize(used).ok();
 }
 
@@ -211,7 +206,10 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
                          std::vector<uint64_t> l1, const Qcow2Options& options)
     : files_(std::move(files)),
       compression_type_(header.compression_type),
+      version_(header.version),
+      snapshot_count_(header.snapshot_count),
       size_(size),
+      fixed_end_(size),
       image_size_(files_.image->size()),
       data_size_(files_.data != nullptr ? files_.data->size() : image_size_),
       backing_size_(files_.backing != nullptr ? files_.backing->size() : 0),
@@ -219,7 +217,8 @@ Qcow2Device::Qcow2Device(Qcow2Files files, const Header& header, uint64_t size, 
       old_cipher_(options.old_cipher),
       map_(header, l1_table_offset, std::move(l1)),
       l2_cache_(options.l2_cache_bytes, map_.slice_bytes()),
-      depth_(std::make_shared<AllocationDepth>(this)) {
+      depth_(std::make_shared<AllocationDepth>(this)),
+      kept_size_(image_size_) {
   const BlockTraits& below = (files_.data != nullptr ? files_.data : files_.image)->traits();
   traits_.read_only = true;
   traits_.rotational = below.rotational;
@@ -248,11 +247,6 @@ absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Device::OpenChannel(Reactor& 
   absl::StatusOr<std::unique_ptr<Qcow2Channel>> channel = Qcow2Channel::Open(*this, reactor);
   if (!channel.ok()) return channel.status();
   return std::unique_ptr<BlockChannel>(*std::move(channel));
-}
-
-absl::Status Qcow2Device::Resize(uint64_t) {
-  return absl::FailedPreconditionError(
-      "a qcow2 image cannot be resized here; close it and use qemu-img resize");
 }
 
 }  // namespace berth

@@ -15,6 +15,7 @@
 #ifndef BERTH_IMAGE_QCOW2_QCOW2_DEVICE_H_
 #define BERTH_IMAGE_QCOW2_QCOW2_DEVICE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -23,7 +24,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "image/block/block_device.h"
+#include "image/io/mutex.h"
 #include "image/luks/sector_cipher.h"
+#include "image/qcow2/changes_under_way.h"
 #include "image/qcow2/cluster_map.h"
 #include "image/qcow2/format/header.h"
 #include "image/qcow2/l2_cache.h"
@@ -77,9 +80,13 @@ class Qcow2Device final : public BlockDevice {
   ~Qcow2Device() override;
 
   const BlockTraits& traits() const override { return traits_; }
-  uint64_t size() const override { return size_; }
+  uint64_t size() const override { return size_.load(std::memory_order_acquire); }
   absl::StatusOr<std::unique_ptr<BlockChannel>> OpenChannel(Reactor& reactor) override;
   std::vector<std::shared_ptr<StatusContext>> contexts() const override;
+  // Of an image that is open for writing. INVALID_ARGUMENT for a size that the format or the clusters do not
+  // allow, FAILED_PRECONDITION for version 2 with internal snapshots and for dirty bitmaps. Both the mapping
+  // and the size are on stable storage when it returns success; a request behind the new end has then failed
+  // or is in vain.
   absl::Status Resize(uint64_t new_size) override;
 
   // Of the dirty bitmaps that the image keeps, by name: forgets all changes, or begins or ends to follow
@@ -98,10 +105,18 @@ class Qcow2Device final : public BlockDevice {
   absl::Status PrepareWriting(const qcow2::Header& header, std::vector<uint64_t> l1,
                               const Qcow2Options& options);
   absl::Status PrepareDataFile();
+  absl::Status CheckNewSize(uint64_t new_size) const;
+  absl::Status GrowTo(uint64_t new_size);
+  absl::Status ShrinkTo(uint64_t new_size);
 
   const Qcow2Files files_;
   const qcow2::CompressionType compression_type_;
-  const uint64_t size_;
+  const uint32_t version_;
+  const uint32_t snapshot_count_;
+  std::atomic<uint64_t> size_;
+  // The disk's end, while no resize moves it: a zero or a discard up to there may take the whole last
+  // cluster. Else 0.
+  std::atomic<uint64_t> fixed_end_;
   // Bytes of the files when they were opened. While the image is open for writing, its file grows.
   const uint64_t image_size_;
   const uint64_t data_size_;
@@ -113,6 +128,10 @@ class Qcow2Device final : public BlockDevice {
   const qcow2::ClusterMap map_;
   qcow2::L2Cache l2_cache_;
   const std::shared_ptr<StatusContext> depth_;
+  qcow2::ChangesUnderWay changes_;
+  // One resize at a time; held over all of it, and by nobody else.
+  Mutex resizing_;
+  uint64_t kept_size_;                         // The file is not cut below this when it is closed.
   std::unique_ptr<qcow2::BitmapSet> bitmaps_;  // Null where nobody asked for them.
   std::unique_ptr<qcow2::Writer> writer_;      // Null where the image is open for reading.
 };

@@ -76,6 +76,7 @@ WriteMap::Slice* WriteMap::NewTable(uint64_t l1_index, uint64_t offset, uint64_t
     for (uint64_t at = 0; at < cluster_size; at += slice_bytes()) {
       if (FindSlice(old_table + at) != nullptr) continue;
       step->action = Step::Action::kLoad;
+      step->hold = epoch_;
       step->file_offset = old_table + at;
       return nullptr;
     }
@@ -121,6 +122,7 @@ WriteMap::Slice* WriteMap::WritableSlice(uint64_t offset, Step* step) {
   Slice* const slice = FindSlice(file_offset);
   if (slice == nullptr) {
     step->action = Step::Action::kLoad;
+    step->hold = epoch_;
     step->file_offset = file_offset;
   }
   return slice;
@@ -138,6 +140,7 @@ WriteMap::Step WriteMap::Find(uint64_t offset, uint64_t length) {
     Slice* const slice = FindSlice(file_offset);
     if (slice == nullptr) {
       step.action = Step::Action::kLoad;
+      step.hold = epoch_;
       step.file_offset = file_offset;
       return step;
     }

@@ -69,7 +69,8 @@ class WriteMap {
 
   struct Step {
     enum class Action : uint8_t {
-      kLoad,       // Read the slice at `file_offset` and give it to AddSlice(); then ask again.
+      kLoad,       // Read the slice at `file_offset`, while `hold` holds, and give it to AddSlice(); then ask
+                   // again.
       kWait,       // Await WaitFor() of `length` bytes from `wait_offset` on; then ask again.
       kRun,        // Find(): the run is known. PlanWrite(): its data is overwritten in place.
       kAllocate,   // Fill what `allocation` says, and call Finish().
@@ -95,6 +96,23 @@ class WriteMap {
   // kDone, kByWriting, kLoad, kWait, kFull or kFailed. The range begins and ends on units; a range may end
   // with the disk.
   Step PlanClear(uint64_t offset, uint64_t length, bool discard);
+
+  // For a disk that shrinks: takes whole clusters out of the mapping and frees them, and with them L2 tables
+  // of which nothing is left: kDone, kLoad, kFull or kFailed. Nothing there is being written.
+  Step PlanCut(uint64_t offset, uint64_t length);
+  // For a disk that grows: so many entries has the L1 table now, the new ones empty.
+  void GrowL1(uint64_t entries);
+  uint64_t l1_entries() const;
+  // Guest bytes that an L1 entry describes, as a power of two.
+  uint32_t l1_coverage_bits() const { return l1_bits_; }
+  // The first byte from `offset` on, which may be behind the disk's end, that has an L2 table.
+  uint64_t NextTable(uint64_t offset) const;
+  // As ClusterAllocator::TrimEnd().
+  uint64_t TrimEnd();
+  // Of clusters [first, first + count) at most `own` is taken.
+  bool NothingElseTaken(uint64_t first, uint64_t count, uint64_t own) const;
+  // A cluster of metadata to which nothing leads any more is free.
+  void FreeMetadata(uint64_t cluster);
 
   // Puts what was filled of `allocation` into the mapping or, where that failed, gives its clusters back.
   void Finish(Allocation* allocation, bool written);
@@ -199,6 +217,8 @@ class WriteMap {
   // False where it can be done by writing only.
   bool ClearUnits(Slice& slice, uint64_t cluster, uint64_t units, bool discard)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Cuts all of the L2 table at `table`.
+  Step CutTable(uint64_t l1_index, uint64_t table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReleaseMapping(uint64_t entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReleaseQuarantine() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // An allocation of one of these units, or null.
