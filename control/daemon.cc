@@ -236,6 +236,7 @@ absl::Status RunningDaemon::StartRpc() {
   environment_.attachments = attachments_.get();
   environment_.events = events_.get();
   environment_.roots = &roots_;
+  environment_.secret_roots = &secret_roots_;
   environment_.operation_timeout = config_.operation_timeout;
   environment_.operations = operations_.get();
   environment_.watchers = watchers_.get();

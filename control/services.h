@@ -29,6 +29,8 @@ struct ServiceEnvironment {
   AttachmentTable* attachments = nullptr;
   EventHub* events = nullptr;
   const ImageRoots* roots = nullptr;
+  // Where secrets may be read from.
+  const ImageRoots* secret_roots = nullptr;
   Operations* operations = nullptr;
   // Streams of events and progress, and waits for operations.
   WatcherSlots* watchers = nullptr;

@@ -51,6 +51,7 @@ class ServicesTest : public ControlFixture {
     environment_.attachments = &attachments();
     environment_.events = &events();
     environment_.roots = &roots_;
+    environment_.secret_roots = &roots_;
     environment_.operations = &operations_;
     environment_.watchers = &watchers_;
     environment_.disconnect_clients = [](const std::string&) {};
@@ -102,6 +103,55 @@ class ServicesTest : public ControlFixture {
   std::unique_ptr<v1::ImageService::Stub> images_stub_;
   std::unique_ptr<v1::MonitoringService::Stub> monitoring_stub_;
 };
+
+TEST_F(ServicesTest, ALuksImageIsMadeWithASecretOfTheRequest) {
+  v1::CreateImageRequest image;
+  image.set_path(directory() + "/safe.luks");
+  image.set_format(v1::IMAGE_FORMAT_LUKS);
+  image.set_size_bytes(1 << 20);
+  image.mutable_secret()->set_value("open sesame");
+  image.mutable_luks()->mutable_iteration_time()->set_nanos(10'000'000);
+  v1::ImageInfo info;
+  const auto create = [&] { return Call(*images_stub_, &v1::ImageService::Stub::CreateImage, image, &info); };
+  // The second call is a repeated one.
+  for (int i = 0; i < 2; ++i) {
+    const grpc::Status status = create();
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(info.size_bytes(), 1u << 20);
+    EXPECT_EQ(info.luks().cipher_mode(), "xts-plain64");
+    EXPECT_EQ(info.luks().active_key_slots_size(), 1);
+  }
+  v1::InspectImageRequest inspect;
+  inspect.set_path(image.path());
+  inspect.set_format(v1::IMAGE_FORMAT_LUKS);
+  v1::ImageInfo inspected;
+  ASSERT_TRUE(Call(*images_stub_, &v1::ImageService::Stub::InspectImage, inspect, &inspected).ok());
+  EXPECT_EQ(inspected.luks().uuid(), info.luks().uuid());
+  v1::ExportSpec spec;
+  spec.mutable_image()->set_format(v1::IMAGE_FORMAT_LUKS);
+  spec.mutable_image()->set_path(image.path());
+  spec.mutable_image()->mutable_secret()->set_value("open sesame");
+  const grpc::Status exported = Create("safe", spec);
+  EXPECT_TRUE(exported.ok()) << exported.error_message();
+
+  image.mutable_secret()->set_value("another");
+  EXPECT_EQ(create().error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  image.set_path(directory() + "/other.luks");
+  image.clear_secret();
+  EXPECT_EQ(create().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  image.mutable_secret()->set_value("open sesame");
+  image.set_size_bytes(1000);
+  EXPECT_EQ(create().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  image.set_size_bytes(1 << 20);
+  // An operation would keep the secret.
+  image.set_operation_name("make");
+  EXPECT_EQ(create().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  image.clear_operation_name();
+  image.mutable_luks()->set_cipher_algorithm("serpent-256");
+  EXPECT_EQ(create().error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  image.set_format(v1::IMAGE_FORMAT_RAW);
+  EXPECT_EQ(create().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
 
 TEST_F(ServicesTest, TheMainPath) {
   v1::CreateImageRequest image;

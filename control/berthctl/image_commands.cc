@@ -13,6 +13,7 @@
 #include "control/berthctl/option_values.h"
 #include "control/berthctl/qcow2_options.h"
 #include "control/berthctl/request_options.h"
+#include "control/berthctl/secret_options.h"
 #include "control/berthctl/server.h"
 
 namespace berth::berthctl {
@@ -87,6 +88,30 @@ void AddQcow2Options(CLI::App& command, const std::shared_ptr<v1::CreateImageReq
           });
 }
 
+void AddLuksOptions(CLI::App& command, const std::shared_ptr<v1::CreateImageRequest>& request) {
+  AddSecret(command, [request] { return request->mutable_secret(); });
+  using Field = std::string* (v1::LuksOptions::*)();
+  const auto add = [&command, request](const std::string& option, const std::string& help, Field field) {
+    command
+        .add_option_function<std::string>(
+            option,
+            [request, field](const std::string& value) { *(request->mutable_luks()->*field)() = value; },
+            absl::StrCat("Of a luks image: ", help))
+        ->type_name("NAME");
+  };
+  add("--cipher-alg", "aes-256, aes-192 or aes-128 (aes-256)", &v1::LuksOptions::mutable_cipher_algorithm);
+  add("--cipher-mode", "xts, cbc or ecb (xts)", &v1::LuksOptions::mutable_cipher_mode);
+  add("--ivgen-alg", "plain64, plain or essiv, with sha256 (plain64)",
+      &v1::LuksOptions::mutable_iv_generator);
+  add("--hash-alg", "of the key derivation: sha256, sha512, … (sha256)", &v1::LuksOptions::mutable_hash);
+  AddDuration(command, "--iter-time", "Of a luks image: how long one try at a secret takes (2s)",
+              [request](absl::Duration time) {
+                google::protobuf::Duration& field = *request->mutable_luks()->mutable_iteration_time();
+                field.set_seconds(absl::IDivDuration(time, absl::Seconds(1), &time));
+                field.set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(time)));
+              });
+}
+
 // Setting space aside takes its time: that is an operation.
 ExitCode Preallocate(Server& server, v1::CreateImageRequest request) {
   if (request.operation_name().empty()) request.set_operation_name(NewOperationName("image-create"));
@@ -105,6 +130,7 @@ void AddCreate(CLI::App& image, Action& chosen) {
   AddImage(command, request);
   AddImageSize(command, request);
   AddQcow2Options(command, request);
+  AddLuksOptions(command, request);
   command.add_flag_callback(
       "--preallocate", [request] { request->set_preallocate(true); },
       "Set the space aside now instead of at the first write");
@@ -126,6 +152,7 @@ void AddCreate(CLI::App& image, Action& chosen) {
       "  berthctl image create /srv/images/db.raw 200G --preallocate --timeout=30m\n"
       "  berthctl image create /srv/images/db.raw 200G --preallocate --operation=make-db\n"
       "  berthctl image create /srv/images/disk.qcow2 10G -f qcow2 -o cluster_size=128k,lazy_refcounts=on\n"
+      "  berthctl image create /srv/images/safe.luks 10G -f luks --secret-file=/etc/berth/secrets/safe\n"
       "  berthctl image create /srv/images/top.qcow2 -f qcow2 -b base.qcow2 -F qcow2");
   command.callback([request, &chosen] {
     if (request->size_bytes() == 0 && request->qcow2().backing_file().empty()) {

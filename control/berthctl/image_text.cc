@@ -3,6 +3,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "control/berthctl/option_values.h"
 #include "control/berthctl/size_text.h"
@@ -42,6 +43,15 @@ void PrintLists(std::ostream& out, const v1::Qcow2Info& qcow2) {
   table.Print(out);
 }
 
+void PrintLuks(std::ostream& out, const v1::LuksInfo& luks) {
+  out << "cipher:     " << Printable(luks.cipher_name()) << ' ' << Printable(luks.cipher_mode())
+      << ", a key of " << luks.key_bits() << " bits\n"
+      << "hash:       " << Printable(luks.hash()) << '\n'
+      << "uuid:       " << Printable(luks.uuid()) << '\n'
+      << "payload:    from byte " << luks.payload_offset_bytes() << '\n'
+      << "key slots:  " << absl::StrJoin(luks.active_key_slots(), ", ") << '\n';
+}
+
 void PrintQcow2(std::ostream& out, const v1::Qcow2Info& qcow2) {
   out << "compat:     " << Printable(qcow2.compat()) << '\n'
       << "clusters:   " << FormatSize(qcow2.cluster_size_bytes())
@@ -70,6 +80,7 @@ void PrintOne(std::ostream& out, const v1::ImageInfo& info) {
       << "size:       " << FormatExactSize(info.size_bytes()) << '\n'
       << "allocated:  " << FormatExactSize(info.allocated_bytes()) << '\n'
       << "in use:     " << (info.in_use() ? "yes" : "no") << '\n';
+  if (info.has_luks()) PrintLuks(out, info.luks());
   if (info.has_qcow2()) PrintQcow2(out, info.qcow2());
 }
 
