@@ -129,14 +129,15 @@ Executor::Executor(Reactor& reactor, SessionChannels& channels, const Negotiated
       writer_(negotiated.reply_style, replies_) {}
 
 bool Executor::HasRoomFor(size_t bytes) const {
-  if (requests_in_flight_ == 0) return true;
-  return requests_in_flight_ < limits_.requests && bytes_held_ + bytes <= limits_.bytes;
+  const size_t requests = requests_in_flight_ + overdue_;
+  if (requests == 0) return true;
+  return requests < limits_.requests && bytes_held_ + bytes <= limits_.bytes;
 }
 
 void Executor::BeginBatch() {
   in_batch_ = true;
   batch_bytes_ = 0;
-  if (observer_ != nullptr) batch_started_ = MonotonicNanoseconds();
+  if (observer_ != nullptr || HasDeadline()) batch_started_ = MonotonicNanoseconds();
 }
 
 void Executor::EndBatch() {
@@ -212,14 +213,58 @@ void Executor::Run(const Request& request, Task<IoResult> task, Buffer buffer) {
     Finish(request, task.await_resume(), std::move(buffer), batch_started_);
     return;
   }
-  const int64_t started = in_batch_ || observer_ == nullptr ? batch_started_ : MonotonicNanoseconds();
+  const bool timed = observer_ != nullptr || HasDeadline();
+  const int64_t started = in_batch_ || !timed ? batch_started_ : MonotonicNanoseconds();
   Spawn(Await(request, std::move(task), std::move(buffer), started, gate_.Enter()));
 }
 
 Task<void> Executor::Await(Request request, Task<IoResult> task, Buffer buffer, int64_t started,
                            Gate::Holder) {
+  Pending pending{request, started};
+  if (HasDeadline()) Watch(pending);
   const IoResult result = co_await task;
-  Finish(request, result, std::move(buffer), started);
+  if (!pending.overdue) {
+    if (HasDeadline()) Unwatch(pending);
+    Finish(request, result, std::move(buffer), started);
+    co_return;
+  }
+  buffer = Buffer();
+  --overdue_;
+  on_sent_();  // There is room again.
+}
+
+void Executor::Watch(Pending& pending) {
+  pending.older = newest_;
+  (newest_ == nullptr ? oldest_ : newest_->newer) = &pending;
+  newest_ = &pending;
+  if (!deadline_armed_) ArmDeadline();
+}
+
+void Executor::Unwatch(Pending& pending) {
+  (pending.older == nullptr ? oldest_ : pending.older->newer) = pending.newer;
+  (pending.newer == nullptr ? newest_ : pending.newer->older) = pending.older;
+}
+
+// For the oldest. It may be gone by then, so that a stream of quick requests costs a timer in a deadline's
+// time.
+void Executor::ArmDeadline() {
+  deadline_armed_ = oldest_ != nullptr;
+  if (!deadline_armed_) return;
+  const absl::Duration age = absl::Nanoseconds(MonotonicNanoseconds() - oldest_->started);
+  deadline_timer_ = Reactor::Timer(reactor_, std::max(limits_.deadline - age, absl::ZeroDuration()),
+                                   [this] { EnforceDeadline(); });
+}
+
+void Executor::EnforceDeadline() {
+  const int64_t now = MonotonicNanoseconds();
+  while (oldest_ != nullptr && absl::Nanoseconds(now - oldest_->started) >= limits_.deadline) {
+    Pending& pending = *oldest_;
+    Unwatch(pending);
+    pending.overdue = true;
+    ++overdue_;
+    Finish(pending.request, IoResult::Error(ETIMEDOUT), Buffer(), pending.started);
+  }
+  ArmDeadline();
 }
 
 Task<IoResult> Executor::DiscardInPieces(Request request) {

@@ -4,6 +4,10 @@
 // others wait in a coroutine of their own, which owns their buffer until completion. Replies leave in the
 // order of completion. All that complete in one batch, or in one turn of the reactor, are sent together.
 //
+// A request that the device has not completed by its deadline is answered with an error, and stays: the
+// device owns its buffer, and its slot, until it completes it, whenever that is. Nobody hears of the result
+// then.
+//
 // Thread: confined to its reactor. Lifetime: Drain() is awaited before it is destroyed; channel, transport
 // and what was negotiated outlive it.
 #ifndef BERTH_NBD_EXECUTOR_H_
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "image/block/block_device.h"
 #include "image/block/extent.h"
@@ -48,6 +53,8 @@ static_assert(kMaxSelectedContexts <= 32);
 struct FlightLimits {
   size_t bytes = 0;
   size_t requests = 0;
+  // Of each request, from its arrival on.
+  absl::Duration deadline = absl::InfiniteDuration();
 };
 
 class Executor {
@@ -67,6 +74,8 @@ class Executor {
 
   // Requests whose reply has not left yet.
   size_t requests_in_flight() const { return requests_in_flight_; }
+  // Requests that were answered at their deadline and that the device still has.
+  size_t overdue() const { return overdue_; }
   // The connection's memory in buffers; whoever allocates for it charges it here.
   size_t* bytes_held() { return &bytes_held_; }
   BufferPool& pool() { return pool_; }
@@ -74,7 +83,7 @@ class Executor {
   size_t idle_cost() const { return bytes_held_ + pool_.unused_bytes(); }
 
   // Whether one more request that takes a buffer of `bytes` is within the limits. Always true while nothing
-  // is in flight.
+  // is in flight or overdue.
   bool HasRoomFor(size_t bytes) const;
 
   // Between these, requests are given to the functions below; EndBatch() sends what is ready.
@@ -110,6 +119,15 @@ class Executor {
     IoResult result;
   };
 
+  // A request that the device works on; lies in the frame of the coroutine that waits for it.
+  struct Pending {
+    const Request request;
+    const int64_t started;
+    bool overdue = false;
+    Pending* older = nullptr;
+    Pending* newer = nullptr;
+  };
+
   void ServeRead(const Request& request);
   // Takes the result where it is there already, else waits for it in a coroutine.
   void Run(const Request& request, Task<IoResult> task, Buffer buffer);
@@ -120,6 +138,13 @@ class Executor {
   Task<IoResult> AnswerContext(Request request, size_t context, bool last);
   Task<void> Resize(Request request, Gate::Holder holder);
   Task<IoResult> LookUp(Request request, size_t context, std::vector<StatusExtent>* extents);
+
+  bool HasDeadline() const { return limits_.deadline != absl::InfiniteDuration(); }
+  void Watch(Pending& pending);
+  void Unwatch(Pending& pending);
+  void ArmDeadline();
+  // Answers what is overdue.
+  void EnforceDeadline();
 
   void Finish(const Request& request, IoResult result, Buffer payload, int64_t started);
   void Observe(const Request& request, IoResult result, int64_t started);
@@ -138,16 +163,22 @@ class Executor {
 
   size_t requests_in_flight_ = 0;
   size_t bytes_held_ = 0;
+  size_t overdue_ = 0;
   bool stopping_ = false;
   uint64_t former_size_ = 0;
   bool in_batch_ = false;
   bool flush_scheduled_ = false;
   size_t batch_bytes_ = 0;
-  int64_t batch_started_ = 0;            // CLOCK_MONOTONIC, ns; only for the observer.
+  int64_t batch_started_ = 0;            // CLOCK_MONOTONIC, ns; only for observer and deadline.
   std::vector<Completion> completions_;  // Since the last flush; only for the observer.
+  // Those in time, in the order of arrival.
+  Pending* oldest_ = nullptr;
+  Pending* newest_ = nullptr;
+  bool deadline_armed_ = false;
   Gate gate_;
   ReplyQueue replies_;
   ReplyWriter writer_;
+  Reactor::Timer deadline_timer_;
 };
 
 }  // namespace berth::nbd

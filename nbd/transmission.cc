@@ -57,7 +57,8 @@ Transmission::Transmission(Reactor& reactor, std::unique_ptr<Transport> transpor
       channels_(std::move(channels)),
       transport_(std::move(transport)),
       executor_(reactor, channels_, negotiated_, *transport_,
-                {options.max_bytes_in_flight, options.max_requests_in_flight}, [this] { OnSent(); }),
+                {options.max_bytes_in_flight, options.max_requests_in_flight, options.request_deadline},
+                [this] { OnSent(); }),
       buffer_(executor_.pool(), executor_.bytes_held()),
       request_size_(RequestSize(negotiated_.reply_style)) {
   bounds_.reply_style = negotiated_.reply_style;
@@ -96,7 +97,11 @@ Task<void> Transmission::Run() {
       co_await reactor_.Yield();
       continue;
     }
-    if (next == Next::kRoom || !executor_.HasRoomFor(buffer_.NeededForSpace())) {
+    // Where everything is answered and the device does not let go of the memory, what arrives has to be
+    // refused, for which it has to be read.
+    const bool has_room =
+        executor_.requests_in_flight() == 0 || executor_.HasRoomFor(buffer_.NeededForSpace());
+    if (next == Next::kRoom || !has_room) {
       co_await Room();
       continue;
     }
@@ -166,7 +171,10 @@ size_t Transmission::NeededFor(const Request& request) const {
 }
 
 Transmission::Next Transmission::ServeRequest(const Request& request) {
-  if (!executor_.HasRoomFor(NeededFor(request))) return Next::kRoom;
+  if (!executor_.HasRoomFor(NeededFor(request))) {
+    if (executor_.requests_in_flight() > 0) return Next::kRoom;
+    return RefuseRequest(request, {ETIMEDOUT, "the device does not answer", {}});
+  }
   const Refusal refusal = CheckRequest(request, bounds_);
   if (refusal) return RefuseRequest(request, refusal);
   if (request.command == Command::kWrite) return ServeWrite(request);

@@ -26,6 +26,10 @@ constexpr uint64_t kUnawaited = 1;
 // Above this a request is cut short, as the ring's lengths have 32 bits.
 constexpr size_t kLongestTransfer = size_t{1} << 30;
 
+// Threads of the kernel's that a reactor may keep waiting in a file. By itself the kernel gives four for each
+// CPU, and one disk that hangs would take them all from the others; they are made when they are needed.
+constexpr unsigned kMostFileWorkers = 256;
+
 // Operations that a reactor makes.
 constexpr int kNeededOperations[] = {IORING_OP_READ,      IORING_OP_WRITE,        IORING_OP_FSYNC,
                                      IORING_OP_FALLOCATE, IORING_OP_RECV,         IORING_OP_RECVMSG,
@@ -99,6 +103,9 @@ absl::Status Reactor::Initialize(const ReactorOptions& options) {
   }
   if (result < 0) return RingError("io_uring_setup", -result);
   ring_ready_ = true;
+  // A process that is forked off would keep the ring with its copy of the ring's memory, and with it every
+  // socket that is being read, after this one died.
+  if (result = io_uring_ring_dontfork(&ring_); result < 0) return RingError("madvise", -result);
   // Without these a wait has no timeout, and completions that find their queue full are lost.
   constexpr uint32_t kNeededFeatures = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP;
   if ((params.features & kNeededFeatures) != kNeededFeatures) return RingError("io_uring_setup", ENOSYS);
@@ -119,6 +126,9 @@ void Reactor::Run() {
   const long enabled =
       syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
   if (enabled != 0) Die("io_uring_register", errno);
+  // Counted for each thread. Where the kernel (before 5.15) does not know it, its own number has to do.
+  unsigned workers[] = {kMostFileWorkers, 0};
+  (void)io_uring_register_iowq_max_workers(&ring_, workers);
   ArmWakeup();
   while (!stopped_) {
     SubmitAndWait();
