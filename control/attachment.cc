@@ -27,8 +27,6 @@ using state::v1::ATTACHMENT_PHASE_DISCONNECTING;
 // A process that only probes (udev's) is gone by then; one that uses the device is not.
 constexpr absl::Duration kProbingTime = absl::Milliseconds(500);
 constexpr absl::Duration kRetryPause = absl::Milliseconds(50);
-// Until a session has seen that its peer is gone.
-constexpr absl::Duration kHangUpTime = absl::Seconds(2);
 // After a disconnect: a process that leaves at its first I/O error is gone by then; a mount, or a device on
 // top, stays until somebody takes it away.
 constexpr absl::Duration kLeavingTime = absl::Seconds(2);
@@ -57,7 +55,7 @@ std::string BackendIdentifier(absl::string_view instance_id, absl::string_view n
 }
 
 Attachment::Attachment(const AttachmentEnvironment* environment, state::v1::AttachmentRecord record)
-    : environment_(*environment), record_(std::move(record)) {
+    : environment_(*environment), name_(record.name()), spec_(record.spec()), record_(std::move(record)) {
   if (record_.backend_identifier().empty()) {
     record_.set_backend_identifier(BackendIdentifier(environment_.store->instance_id(), record_.name()));
   }
@@ -162,7 +160,8 @@ uint64_t Attachment::DeviceSize(uint64_t export_size) const {
 }
 
 absl::Status Attachment::Connect(const std::optional<uint32_t>& index) {
-  if (absl::Status status = StartSessions(); !status.ok()) return status;
+  StartSessions();
+  if (absl::Status status = sessions_->Add(record_.connections()); !status.ok()) return status;
   netlink::ConnectRequest request;
   request.index = index;
   request.size_bytes = DeviceSize();
@@ -173,8 +172,12 @@ absl::Status Attachment::Connect(const std::optional<uint32_t>& index) {
   request.backend_identifier = record_.backend_identifier();
   request.sockets = sessions_->kernel_ends();
   absl::StatusOr<uint32_t> connected = environment_.kernel->Connect(request);
-  sessions_->CloseKernelEnds();
+  const size_t taken = sessions_->CloseKernelEnds();
   if (!connected.ok()) return ExplainConnectFailure(connected.status(), index);
+  {
+    MutexLock lock(&mutex_);
+    connections_ = static_cast<uint32_t>(taken);
+  }
   record_.set_index(*connected);
   return Persist(ATTACHMENT_PHASE_CONNECTED);
 }
@@ -202,9 +205,12 @@ absl::Status Attachment::FinishAttach() {
   if (!device.ok()) return device.status();
   {
     MutexLock lock(&mutex_);
-    if (epoch_ == 0) return absl::UnavailableError("the kernel dropped all connections of the new device");
+    if (sessions_->live() == 0) {
+      return absl::UnavailableError("the kernel dropped all connections of the new device");
+    }
     ShowDevice(*device);
   }
+  failure_.clear();
   Show(v1::ATTACHMENT_STATE_ATTACHED);
   Publish(v1::EVENT_TYPE_ATTACHED);
   return absl::OkStatus();
@@ -216,58 +222,6 @@ void Attachment::ShowDevice(const DeviceState& device) {
   shown_.clear_partitions();
   for (const std::string& partition : device.partitions)
     shown_.add_partitions(absl::StrCat("/dev/", partition));
-}
-
-absl::Status Attachment::StartSessions() {
-  uint64_t epoch;
-  {
-    MutexLock lock(&mutex_);
-    epoch = epoch_ = ++last_epoch_;
-    connections_ = record_.connections();
-  }
-  absl::StatusOr<std::unique_ptr<DeviceSessions>> sessions =
-      DeviceSessions::Start(*environment_.reactors, served_, record_.connections(),
-                            environment_.options.session, [weak = weak_from_this(), epoch] {
-                              if (auto attachment = weak.lock()) attachment->ConnectionsLost(epoch);
-                            });
-  if (!sessions.ok()) return sessions.status();
-  sessions_ = *std::move(sessions);
-  return absl::OkStatus();
-}
-
-void Attachment::ConnectionsLost(uint64_t epoch) {
-  {
-    MutexLock lock(&mutex_);
-    if (epoch_ != epoch) return;
-    epoch_ = 0;
-    if (shown_.state() != v1::ATTACHMENT_STATE_ATTACHED) return;
-    shown_.set_state(v1::ATTACHMENT_STATE_FAILED);
-    shown_.set_error(absl::StrCat("the kernel dropped all connections of ", shown_.device(),
-                                  "; attach again with the same request to reconnect, or detach"));
-  }
-  Publish(v1::EVENT_TYPE_ATTACHMENT_FAILED);
-}
-
-absl::Status Attachment::EndSessions() {
-  return EndSessionsBy(absl::Now() + environment_.options.operation_timeout);
-}
-
-absl::Status Attachment::EndSessionsBy(absl::Time deadline) {
-  {
-    MutexLock lock(&mutex_);
-    epoch_ = 0;
-  }
-  if (sessions_ == nullptr) return absl::OkStatus();
-  sessions_->CloseKernelEnds();
-  sessions_->Stop();
-  if (!sessions_->WaitUntilEnded(deadline)) {
-    return absl::DeadlineExceededError(
-        absl::StrCat(sessions_->running(), " connections of attachment ", Quoted(name()),
-                     " did not end in time: requests on the image are stuck; look at the storage below it"));
-  }
-  sessions_.reset();
-  served_.reset();
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::optional<DeviceState>> Attachment::FindDevice() const {
@@ -350,34 +304,8 @@ absl::Status Attachment::ResumeDevice() {
   return status;
 }
 
-absl::Status Attachment::Reconnect(uint32_t index) {
-  record_.set_index(index);
-  if (absl::Status status = Persist(ATTACHMENT_PHASE_CONNECTED); !status.ok()) return status;
-  const absl::Time deadline = absl::Now() + environment_.options.operation_timeout;
-  while (true) {
-    if (absl::Status status = StartSessions(); !status.ok()) return status;
-    netlink::ReconfigureRequest request;
-    request.index = index;
-    request.backend_identifier = record_.backend_identifier();
-    request.sockets = sessions_->kernel_ends();
-    absl::Status status = environment_.kernel->Reconfigure(request);
-    sessions_->CloseKernelEnds();
-    if (status.ok()) status = ResizeDevice(served_->device->size());
-    if (status.ok()) status = FinishAttach();
-    if (status.ok()) return status;
-    // The kernel may not have noticed yet that the old connections are dead; then it dropped the new ones,
-    // which end.
-    const bool dropped = sessions_->WaitUntilEnded(absl::Now() + kHangUpTime);
-    if (!dropped || absl::Now() >= deadline) return status;
-    absl::SleepFor(kRetryPause);
-  }
-}
-
 absl::Status Attachment::ResizeDevice(uint64_t export_size) {
-  {
-    MutexLock lock(&mutex_);
-    if (epoch_ == 0) return absl::OkStatus();
-  }
+  if (sessions_ == nullptr || sessions_->live() == 0) return absl::OkStatus();
   const uint64_t size = DeviceSize(export_size);
   absl::StatusOr<DeviceState> device = environment_.kernel->Inspect(record_.index());
   if (!device.ok()) return device.status();
@@ -491,6 +419,8 @@ absl::Status Attachment::RefuseWhileInUse(const DeviceState& device) const {
 
 void Attachment::Fail(const absl::Status& error) {
   Show(v1::ATTACHMENT_STATE_FAILED, error);
+  if (error.message() == failure_) return;
+  failure_ = std::string(error.message());
   Publish(v1::EVENT_TYPE_ATTACHMENT_FAILED);
 }
 

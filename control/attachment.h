@@ -8,6 +8,7 @@
 #define BERTH_CONTROL_ATTACHMENT_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,9 +38,13 @@ struct AttachmentOptions {
   uint32_t connections = 2;
   absl::Duration timeout = absl::Seconds(30);
   absl::Duration dead_connection_timeout = absl::Hours(1);
+  // How long the image may take for a request; the device's own timeout shortens it.
+  absl::Duration request_timeout = absl::Seconds(20);
   // How long each step may take: until the device is usable, until the kernel lets it go, until its sessions
   // have ended.
   absl::Duration operation_timeout = absl::Seconds(30);
+  // How often it is looked whether connections are missing, beside the moments when one is known to be lost.
+  absl::Duration check_interval = absl::Seconds(5);
   nbd::SessionOptions session;
 };
 
@@ -50,7 +55,13 @@ struct AttachmentEnvironment {
   netlink::NbdKernel* kernel = nullptr;
   ReactorPool* reactors = nullptr;
   EventHub* events = nullptr;
+  // Hears that an attachment lost a connection; on a reactor's thread. May be null.
+  std::function<void(const std::string& name)> connection_lost;
 };
+
+// When a request of a device fails because the image does not complete it: always so long before the kernel
+// gives it up that the answer comes first, as the kernel would send it once more.
+absl::Duration RequestDeadline(absl::Duration request_timeout, absl::Duration device_timeout);
 
 // "berth:INSTANCE/NAME".
 std::string BackendIdentifier(absl::string_view instance_id, absl::string_view name);
@@ -75,6 +86,13 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   // where there is no such device any more, connects one. On an error it is failed and may be tried again.
   absl::Status Resume(std::shared_ptr<const nbd::Export> served);
 
+  // Gives the device new connections for those that it lost while others still serve it. With `probe` it is
+  // offered one even where none is known to be missing: the kernel takes it where it knows better.
+  absl::Status ReplaceConnections(bool probe);
+
+  // Whether Resume() may be tried without being asked for: it failed, and its device waits for connections.
+  bool WaitsForConnections() const;
+
   // Disconnects and forgets. Without `force` refuses a device that is mounted or held, with the reason. Where
   // somebody keeps the device open all the same, it is disconnected and held_device(): FAILED_PRECONDITION,
   // reason DETACHING, and another Detach() finishes once the kernel let it go.
@@ -84,7 +102,7 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   // no device is connected.
   absl::Status ResizeDevice(uint64_t export_size);
 
-  // Shown as failed because of `error`.
+  // Shown as failed because of `error`; the same one again is no new event.
   void Fail(const absl::Status& error);
 
   // Ends the sessions and leaves the device to the next process: it waits for new connections.
@@ -101,8 +119,8 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   const std::optional<HeldDevice>& held_device() const { return held_device_; }
   // Whether the export may still be read or written through it.
   bool uses_export() const { return served_ != nullptr || !detaching(); }
-  const v1::AttachmentSpec& spec() const { return record_.spec(); }
-  const std::string& name() const { return record_.name(); }
+  const v1::AttachmentSpec& spec() const { return spec_; }
+  const std::string& name() const { return name_; }
   bool readable() const { return readable_; }
 
   // Any thread.
@@ -123,7 +141,10 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   absl::Status Disconnect(const netlink::DeviceState& device, bool force);
   absl::Status WaitForLastUser(const netlink::DeviceState& device, bool force);
   absl::Status RefuseWhileInUse(const netlink::DeviceState& device) const;
-  absl::Status StartSessions();
+  // Sessions without connections.
+  void StartSessions();
+  absl::Status OfferConnections(size_t spare, absl::Time deadline);
+  absl::StatusOr<size_t> OfferOnce(size_t count);
   absl::Status EndSessions();
   absl::Status EndSessionsBy(absl::Time deadline);
   // The device that carries our identifier: at the index of the record, or wherever it is.
@@ -132,10 +153,13 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   void ShowDevice(const netlink::DeviceState& device) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Show(v1::AttachmentState state, const absl::Status& error = absl::OkStatus());
   void Publish(v1::EventType type) const;
-  // On a reactor's thread.
-  void ConnectionsLost(uint64_t epoch);
+  // On a reactor's thread; `live` connections are left.
+  void ConnectionLost(uint64_t epoch, size_t live);
 
   const AttachmentEnvironment& environment_;
+  // Of the record, which is replaced while others look at these.
+  const std::string name_;
+  const v1::AttachmentSpec spec_;
   state::v1::AttachmentRecord record_;
   bool readable_ = true;
   bool gone_ = false;
@@ -148,7 +172,11 @@ class Attachment : public std::enable_shared_from_this<Attachment> {
   // Grows with each set of sessions; 0 while none is meant to run.
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t last_epoch_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint32_t connections_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the current epoch.
+  uint32_t connections_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the current epoch, those that live.
+  // The kernel dropped them all, and that is what the attachment is shown as failed for.
+  bool all_lost_ ABSL_GUARDED_BY(mutex_) = false;
+  // What was published last as the reason of a failure.
+  std::string failure_;
 };
 
 }  // namespace berth::control

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "control/log.h"
 #include "control/protobuf_time.h"
@@ -17,17 +18,51 @@ namespace {
 
 // One device that does not come back must not keep the others waiting.
 constexpr size_t kRestoreThreads = 8;
+// How long a check of connections waits for calls on the same name.
+constexpr absl::Duration kCheckPatience = absl::Milliseconds(200);
 
 }  // namespace
 
 AttachmentTable::AttachmentTable(const AttachmentEnvironment& environment, ExportRegistry* exports,
                                  size_t max_attachments)
-    : environment_(environment),
+    : environment_([this, &environment] {
+        AttachmentEnvironment own = environment;
+        own.connection_lost = [wakeup = wakeup_](const std::string& name) {
+          MutexLock lock(&wakeup->mutex);
+          if (wakeup->check != nullptr) wakeup->check->Lost(name);
+        };
+        return own;
+      }()),
       exports_(exports),
       max_attachments_(max_attachments),
-      held_devices_(environment.kernel, [this](const std::string& name, const HeldDevice& device) {
-        FinishDetach(name, device);
-      }) {}
+      held_devices_(environment.kernel, [this](const std::string& name,
+                                               const HeldDevice& device) { FinishDetach(name, device); }),
+      connection_check_(
+          environment.options.check_interval,
+          {.check = [this](const std::string& name, bool by_kernel) { CheckConnections(name, by_kernel); },
+           .find = [this](uint32_t index) { return FindByDevice(index); },
+           .check_all =
+               [this] {
+                 for (const auto& attachment : All()) CheckConnections(attachment->name(), false);
+               }}) {
+  {
+    MutexLock lock(&wakeup_->mutex);
+    wakeup_->check = &connection_check_;
+  }
+  // Without the kernel's messages the sessions' own ends and the check from time to time are left.
+  const absl::Status watched = environment_.kernel->WatchDeadLinks([wakeup = wakeup_](uint32_t index) {
+    MutexLock lock(&wakeup->mutex);
+    if (wakeup->check != nullptr) wakeup->check->LostByKernel(index);
+  });
+  if (!watched.ok()) {
+    Log(LogLevel::kWarning, "dead links are not heard of", {{"error", std::string(watched.message())}});
+  }
+}
+
+AttachmentTable::~AttachmentTable() {
+  MutexLock lock(&wakeup_->mutex);
+  wakeup_->check = nullptr;
+}
 
 std::shared_ptr<Attachment> AttachmentTable::Find(absl::string_view name) const {
   MutexLock lock(&mutex_);
@@ -99,7 +134,82 @@ absl::Status AttachmentTable::Restore() {
     });
   }
   for (std::thread& thread : threads) thread.join();
+  DetachUnknown();
+  connection_check_.Start();
   return absl::OkStatus();
+}
+
+// Nobody was promised such a device: its record was removed by hand, or the state directory is an older copy.
+void AttachmentTable::DetachUnknown() {
+  const absl::StatusOr<std::vector<uint32_t>> indexes = environment_.kernel->ListDevices();
+  if (!indexes.ok()) return;
+  const std::string ours = BackendIdentifier(environment_.store->instance_id(), "");
+  for (const uint32_t index : *indexes) {
+    const absl::StatusOr<netlink::DeviceState> device = environment_.kernel->Inspect(index);
+    if (!device.ok()) continue;
+    absl::string_view name = device->backend_identifier;
+    if (!absl::ConsumePrefix(&name, ours) || Find(name) != nullptr) continue;
+    const absl::Status status = DetachUnused(index);
+    Log(LogLevel::kWarning,
+        status.ok() ? "a device that no attachment is about was detached"
+                    : "a device that no attachment is about stays",
+        {{"device", absl::StrCat("/dev/nbd", index)}, {"error", std::string(status.message())}});
+  }
+}
+
+absl::Status AttachmentTable::DetachUnused(uint32_t index) {
+  const absl::StatusOr<netlink::DeviceState> device = environment_.kernel->Inspect(index);
+  if (!device.ok()) return device.status();
+  if (!device->mount_points.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("mounted on ", device->mount_points.front()));
+  }
+  if (!device->holders.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("held by ", device->holders.front()));
+  }
+  const absl::StatusOr<netlink::DeviceUse> use = environment_.kernel->FindUse(index);
+  if (!use.ok()) return use.status();
+  if (!use->openers.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("open in ", use->openers.front()));
+  }
+  if (use->claimed) return absl::FailedPreconditionError("held exclusively");
+  return environment_.kernel->Disconnect(index);
+}
+
+std::string AttachmentTable::FindByDevice(uint32_t index) const {
+  const std::string device = absl::StrCat("/dev/nbd", index);
+  for (const std::shared_ptr<Attachment>& attachment : All()) {
+    if (attachment->Describe().device() == device) return attachment->name();
+  }
+  return "";
+}
+
+// A call that has the name's turn meanwhile may be what mends it; the next check looks again.
+void AttachmentTable::CheckConnections(const std::string& name, bool by_kernel) {
+  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(name, absl::Now() + kCheckPatience);
+  if (!turn.ok()) return;
+  const std::shared_ptr<Attachment> attachment = Find(name);
+  if (attachment == nullptr) return;
+  const std::string before = attachment->Describe().error();
+  absl::Status status = attachment->ReplaceConnections(by_kernel);
+  if (status.ok() && attachment->WaitsForConnections()) {
+    status = TakeBack(*attachment);
+    if (!status.ok()) attachment->Fail(status);
+  }
+  if (!status.ok() && before != status.message()) {
+    Log(LogLevel::kWarning, "connections not replaced",
+        {{"attachment", name}, {"error", std::string(status.message())}});
+  }
+}
+
+absl::Status AttachmentTable::TakeBack(Attachment& attachment) {
+  const v1::AttachmentSpec& spec = attachment.spec();
+  // What stood in the way of its image at the start may be gone: the end of a process that held its lock.
+  absl::Status opened = exports_->Reopen(spec.export_(), absl::Now() + kCheckPatience);
+  if (!opened.ok()) return opened;
+  absl::StatusOr<std::shared_ptr<const nbd::Export>> served =
+      exports_->AttachTo(spec.export_(), attachment.name(), spec.read_only());
+  if (!served.ok()) return served.status();
+  return attachment.Resume(*std::move(served));
 }
 
 void AttachmentTable::RestoreOne(Attachment& attachment) {
@@ -278,6 +388,11 @@ void AttachmentTable::DetachAll(absl::Time deadline) {
 
 absl::Status AttachmentTable::Shutdown(absl::Time deadline) {
   held_devices_.Stop();
+  {
+    MutexLock lock(&wakeup_->mutex);
+    wakeup_->check = nullptr;
+  }
+  connection_check_.Stop();
   const std::vector<std::shared_ptr<Attachment>> all = All();
   for (const std::shared_ptr<Attachment>& attachment : all) attachment->BeginShutdown();
   absl::Status result;

@@ -22,6 +22,7 @@
 #include "absl/time/time.h"
 #include "berth/v1/attachments.pb.h"
 #include "control/attachment.h"
+#include "control/connection_check.h"
 #include "control/export_registry.h"
 #include "control/held_devices.h"
 #include "control/name_turns.h"
@@ -32,8 +33,9 @@ namespace berth::control {
 
 class AttachmentTable {
  public:
-  // What `environment` points to, and `exports`, outlives it.
+  // What `environment` points to, and `exports`, outlives it. Takes the kernel's one listener for dead links.
   AttachmentTable(const AttachmentEnvironment& environment, ExportRegistry* exports, size_t max_attachments);
+  ~AttachmentTable();
 
   // Takes back the devices that the store knows of, after the exports were restored. What cannot be taken
   // back is kept, with its error, and its device is left as it is. Before anything else is called.
@@ -66,13 +68,27 @@ class AttachmentTable {
   std::shared_ptr<Attachment> Find(absl::string_view name) const;
   std::vector<std::shared_ptr<Attachment>> All() const;
   void RestoreOne(Attachment& attachment);
+  // Detaches devices of this state directory that no attachment is about, unless somebody uses them.
+  void DetachUnknown();
+  absl::Status DetachUnused(uint32_t index);
   absl::StatusOr<v1::Attachment> AnswerRepeated(Attachment& attachment, const v1::AttachmentSpec& spec);
   void Remove(const Attachment& attachment);
   // What follows from a Detach() of an attachment, whatever came of it. With the name's turn.
   void AfterDetach(const Attachment& attachment);
   // The kernel let its device go.
   void FinishDetach(const std::string& name, const HeldDevice& device);
+  // Replaces what connections an attachment lost, or takes its device back where it lost them all.
+  void CheckConnections(const std::string& name, bool by_kernel);
+  absl::Status TakeBack(Attachment& attachment);
+  std::string FindByDevice(uint32_t index) const;
 
+  // Outlives the kernel's listener, which calls it until the kernel ends, and the sessions' callbacks.
+  struct Wakeup {
+    Mutex mutex;
+    ConnectionCheck* check ABSL_GUARDED_BY(mutex) = nullptr;  // Null from Shutdown() on.
+  };
+
+  const std::shared_ptr<Wakeup> wakeup_ = std::make_shared<Wakeup>();
   const AttachmentEnvironment environment_;
   ExportRegistry* const exports_;
   const size_t max_attachments_;
@@ -80,8 +96,9 @@ class AttachmentTable {
 
   mutable Mutex mutex_;
   Attachments attachments_ ABSL_GUARDED_BY(mutex_);
-  // Last: its thread uses all of the above.
+  // Last: their threads use all of the above.
   HeldDevices held_devices_;
+  ConnectionCheck connection_check_;
 };
 
 }  // namespace berth::control

@@ -596,23 +596,6 @@ TEST_F(AttachmentTableTest, ADetachThatWasCutShortIsFinished) {
   EXPECT_EQ(kernel().ConnectedDevices(), 0u);
 }
 
-TEST_F(AttachmentTableTest, LostConnectionsAreSeenAndReplaced) {
-  const auto attached = Attach("a", SpecOf("disk"));
-  ASSERT_TRUE(attached.ok());
-  const uint32_t index = IndexOf(*attached);
-  const uint64_t before = events().last_sequence();
-  kernel().KillSocket(index, 0);
-  kernel().KillSocket(index, 1);
-  const auto event = events().WaitForNext(before, Soon());
-  ASSERT_TRUE(event.ok() && event->has_value());
-  EXPECT_EQ((*event)->type(), v1::EVENT_TYPE_ATTACHMENT_FAILED);
-  EXPECT_EQ(attachments().Get("a")->state(), v1::ATTACHMENT_STATE_FAILED);
-  const auto again = Attach("a", SpecOf("disk"));
-  ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_EQ(again->device(), attached->device());
-  ExpectServed(index);
-}
-
 TEST_F(AttachmentTableTest, AResizeReachesTheDevice) {
   const auto attached = Attach("a", SpecOf("disk"));
   ASSERT_TRUE(attached.ok());

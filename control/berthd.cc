@@ -1,18 +1,27 @@
 // berthd: serves disk images as block devices. See docs/grpc.md, and --help.
+#include <linux/capability.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "control/config.h"
@@ -27,12 +36,41 @@ namespace {
 // What cutting off, after the --stop-timeout, may take.
 constexpr absl::Duration kStopGrace = absl::Seconds(3);
 
+bool HasEffectiveCapability(int capability) {
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    absl::string_view mask = line;
+    uint64_t capabilities = 0;
+    if (!absl::ConsumePrefix(&mask, "CapEff:")) continue;
+    return absl::SimpleHexAtoi(absl::StripAsciiWhitespace(mask), &capabilities) &&
+           (capabilities >> capability & 1) != 0;
+  }
+  return false;
+}
+
 // A server of block devices must not wait for its own devices when memory is short: the kernel would write
 // dirty pages back through it. Threads inherit this, so it comes first.
 void BecomeIoFlusher() {
   if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0 && errno != EPERM) {
     Log(LogLevel::kWarning,
         "PR_SET_IO_FLUSHER is not available; under memory pressure attached devices may hang",
+        {{"errno", absl::StrCat(errno)}});
+  }
+}
+
+// The same for its own pages: one that has to be read back first may need memory, which may need this
+// process. Only what is touched is locked. Under a limit (of a container, say) allocations would fail at it:
+// not worth it.
+void LockMemory() {
+  rlimit limit = {};
+  const bool unlimited = getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY;
+  if (!unlimited && !HasEffectiveCapability(CAP_IPC_LOCK)) {
+    Log(LogLevel::kInfo, "memory is not locked: the limit on locked memory is not infinity");
+    return;
+  }
+  if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0) {
+    Log(LogLevel::kWarning, "memory is not locked; under memory pressure attached devices may hang",
         {{"errno", absl::StrCat(errno)}});
   }
 }
@@ -52,6 +90,7 @@ sigset_t BlockStopSignals() {
 
 int Run(const Config& config) {
   BecomeIoFlusher();
+  if (config.lock_memory) LockMemory();
   const sigset_t signals = BlockStopSignals();
   Log(LogLevel::kInfo, "starting", {{"version", kVersion}, {"state_dir", config.state_dir}});
   std::optional<StopGuard> guard;

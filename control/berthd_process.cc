@@ -122,15 +122,23 @@ std::string BerthdProcess::Uri(const std::string& export_name) const {
 std::string BerthdProcess::log() const { return ReadAll(directory_ + "/log"); }
 
 bool BerthdProcess::Start(const std::vector<std::string>& flags) {
+  Launch(flags);
+  return WaitUntilReady();
+}
+
+void BerthdProcess::Launch(const std::vector<std::string>& flags) {
   std::vector<std::string> command = {BerthdPath(), absl::StrCat("--listen=unix:", rpc_path()),
                                       absl::StrCat("--state-dir=", state_directory()),
                                       absl::StrCat("--image-root=", directory_),
                                       absl::StrCat("--nbd=unix:", directory_, "/nbd.sock")};
   command.insert(command.end(), flags.begin(), flags.end());
   const UniqueFd output(open((directory_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  // What an earlier one said before it ended is not this one's.
+  char old[256];
+  while (recv(notify_.get(), old, sizeof(old), MSG_DONTWAIT) > 0) {
+  }
   pid_ = Spawn(command, output.get(), directory_ + "/notify");
   pidfd_ = OpenPidfd(pid_);
-  return WaitUntilReady();
 }
 
 bool BerthdProcess::WaitUntilReady() {

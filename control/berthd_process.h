@@ -43,6 +43,8 @@ class BerthdProcess {
 
   // Returns when berthd said that it is ready. False, with a failed expectation, where it does not.
   bool Start(const std::vector<std::string>& flags = {});
+  // The same without waiting for anything.
+  void Launch(const std::vector<std::string>& flags = {});
   // Sends `signal` and returns the exit code, as in ProcessResult.
   int Stop(int signal = 15);
 

@@ -181,6 +181,14 @@ void AddLimits(CLI::App& app, Config& config) {
   AddCount(app, "--max-watchers", config.max_watchers, 1, 512,
            "The most streams of events and progress, and waits for operations; each takes a gRPC thread");
   AddCount(app, "--event-history", config.event_history, 16, 1000000, "Events that are remembered");
+  const std::map<std::string, bool> switches = {{"on", true}, {"off", false}};
+  app.add_option_function<std::string>(
+         "--lock-memory",
+         [&config, switches](const std::string& text) { config.lock_memory = switches.at(text); },
+         "Keep berthd's pages in memory, where that is allowed without a limit: on, off")
+      ->type_name("MODE")
+      ->check(CLI::IsMember(std::set<std::string>{"on", "off"}))
+      ->default_str("on");
   AddCount(app, "--max-open-files", config.max_open_files, 64, 10000000,
            "Raise the limit on open files to this, as far as allowed");
 }
@@ -192,6 +200,12 @@ void AddTimes(CLI::App& app, Config& config) {
               "How long the kernel waits for an answer before it gives a connection up");
   AddDuration(app, "--dead-connection-timeout", config.dead_connection_timeout,
               "How long I/O on a device waits for berthd to come back before it fails");
+  AddDuration(
+      app, "--request-timeout", config.request_timeout,
+      "How long an image may take for a request of a device before it fails; two thirds of the device's "
+      "timeout are the most");
+  AddDuration(app, "--reactor-limit", config.reactor_limit,
+              "After how long a thread of I/O that does not turn is told of");
   AddDuration(app, "--operation-timeout", config.operation_timeout,
               "How long each step of attach, detach and delete may take");
   AddDuration(app, "--handshake-limit", config.handshake_limit,

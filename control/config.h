@@ -52,10 +52,13 @@ struct Config {
   uint32_t device_connections = 0;  // At least 1 after parsing.
   absl::Duration device_timeout = absl::Seconds(30);
   absl::Duration dead_connection_timeout = absl::Hours(1);
+  absl::Duration request_timeout = absl::Seconds(20);
+  absl::Duration reactor_limit = absl::Seconds(10);
   absl::Duration operation_timeout = absl::Seconds(30);
   absl::Duration handshake_limit = absl::Seconds(10);
   absl::Duration stop_timeout = absl::Seconds(20);
   bool detach_on_exit = false;
+  bool lock_memory = true;
 };
 
 // What to do after the command line was read.

@@ -23,6 +23,7 @@
 #include "control/network_clients.h"
 #include "control/operations.h"
 #include "control/random_id.h"
+#include "control/reactor_watch.h"
 #include "control/rpc_server.h"
 #include "control/services.h"
 #include "control/state_store.h"
@@ -94,6 +95,7 @@ class RunningDaemon final : public Daemon {
   ImageRoots roots_ = ImageRoots::Anywhere();
   ImageRoots secret_roots_ = ImageRoots::Anywhere();
   std::unique_ptr<ReactorPool> reactors_;
+  std::unique_ptr<ReactorWatch> reactor_watch_;
   std::unique_ptr<netlink::NbdKernel> kernel_;
   std::shared_ptr<ExportRegistry> exports_;
   std::unique_ptr<AttachmentTable> attachments_;
@@ -105,6 +107,18 @@ class RunningDaemon final : public Daemon {
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<RpcServer> rpc_;
 };
+
+void TellAboutReactor(EventHub& events, size_t reactor, absl::Duration silent) {
+  const std::string number = absl::StrCat(reactor);
+  if (silent == absl::ZeroDuration())
+    return Log(LogLevel::kInfo, "reactor turns again", {{"reactor", number}});
+  v1::Event event;
+  event.set_type(v1::EVENT_TYPE_IO_ERROR);
+  event.set_message(absl::StrCat("reactor ", number, " has not turned for ", absl::FormatDuration(silent),
+                                 ": its connections are not served"));
+  Log(LogLevel::kError, event.message());
+  events.Publish(std::move(event));
+}
 
 absl::Status RunningDaemon::OpenState() {
   absl::StatusOr<ImageRoots> roots = ImageRoots::Within(config_.image_roots);
@@ -119,6 +133,10 @@ absl::Status RunningDaemon::OpenState() {
   absl::StatusOr<std::string> server_id = RandomId();
   if (!server_id.ok()) return server_id.status();
   events_ = std::make_shared<EventHub>(config_.event_history, *std::move(server_id));
+  reactor_watch_ = std::make_unique<ReactorWatch>(*reactors_, config_.reactor_limit,
+                                                  [events = events_](size_t reactor, absl::Duration silent) {
+                                                    TellAboutReactor(*events, reactor, silent);
+                                                  });
   kernel_ = netlink::LibnlNbdKernel::Create();
 
   absl::StatusOr<ImageRoots> secret_roots = ImageRoots::Within(config_.secret_roots);
@@ -139,6 +157,7 @@ absl::Status RunningDaemon::OpenState() {
   attachments.options.connections = config_.device_connections;
   attachments.options.timeout = config_.device_timeout;
   attachments.options.dead_connection_timeout = config_.dead_connection_timeout;
+  attachments.options.request_timeout = config_.request_timeout;
   attachments.options.operation_timeout = config_.operation_timeout;
   attachments.options.session.max_bytes_in_flight = config_.connection_memory;
   attachments.store = store_.get();
@@ -222,6 +241,7 @@ MetricsSample RunningDaemon::Sample() const {
     sample.exports.push_back(std::move(item));
   }
   sample.attachments = attachments_->CountStates();
+  sample.stuck_reactors = reactor_watch_->stuck();
   return sample;
 }
 

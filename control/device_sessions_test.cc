@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <map>
 #include <memory>
 #include <utility>
 
@@ -24,6 +25,7 @@ class DeviceSessionsTest : public testing::Test {
     auto reactors = ReactorPool::Create(2);
     ASSERT_TRUE(reactors.ok()) << reactors.status();
     reactors_ = *std::move(reactors);
+    for (size_t live = 0; live < 8; ++live) lost_[live];
   }
 
   void Start(size_t count) {
@@ -33,9 +35,9 @@ class DeviceSessionsTest : public testing::Test {
     auto served = std::make_shared<nbd::Export>();
     served->name = "disk";
     served->device = faulty_;
-    auto sessions = DeviceSessions::Start(*reactors_, served, count, {}, [this] { ended_.set_value(); });
-    ASSERT_TRUE(sessions.ok()) << sessions.status();
-    sessions_ = *std::move(sessions);
+    sessions_ = std::make_unique<DeviceSessions>(*reactors_, served, nbd::SessionOptions(),
+                                                 [this](size_t live) { lost_[live].set_value(); });
+    ASSERT_TRUE(sessions_->Add(count).ok());
   }
 
   // As the kernel keeps a reference of its own.
@@ -46,7 +48,8 @@ class DeviceSessionsTest : public testing::Test {
 
   std::shared_ptr<FaultyDevice> faulty_;
   std::unique_ptr<ReactorPool> reactors_;
-  std::promise<void> ended_;
+  // By how many connections are left.
+  std::map<size_t, std::promise<void>> lost_;
   std::unique_ptr<DeviceSessions> sessions_;
 };
 
@@ -72,22 +75,41 @@ TEST_F(DeviceSessionsTest, AStopAnswersWhatItReadAndRefusesNothing) {
   EXPECT_EQ(faulty_->count(FaultyDevice::kFlush), 0u);
 }
 
-TEST_F(DeviceSessionsTest, TheEndIsToldOnceWhenTheLastHasEnded) {
+TEST_F(DeviceSessionsTest, EveryLossIsToldWithWhatIsLeft) {
   Start(3);
   std::unique_ptr<nbd::RawClient> kernel[] = {TakeKernelEnd(0), TakeKernelEnd(1), TakeKernelEnd(2)};
-  sessions_->CloseKernelEnds();
-  kernel[0].reset();
-  kernel[1].reset();
-  // Served still, so the end was not told; a second telling would be an error of the promise.
-  ASSERT_TRUE(kernel[2]->Send({0, nbd::Command::kFlush, 1, 0, 0}));
-  EXPECT_EQ(kernel[2]->ReceiveSimple().error, nbd::Error::kNone);
-  std::future<void> ended = ended_.get_future();
-  EXPECT_EQ(ended.wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  EXPECT_EQ(sessions_->CloseKernelEnds(), 3u);
+  for (size_t left : {2, 1}) {
+    kernel[left].reset();
+    EXPECT_EQ(lost_[left].get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
+    EXPECT_EQ(sessions_->live(), left);
+  }
+  ASSERT_TRUE(kernel[0]->Send({0, nbd::Command::kFlush, 1, 0, 0}));
+  EXPECT_EQ(kernel[0]->ReceiveSimple().error, nbd::Error::kNone);
   EXPECT_FALSE(sessions_->WaitUntilEnded(absl::Now()));
-  kernel[2].reset();
-  EXPECT_EQ(ended.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  kernel[0].reset();
+  EXPECT_EQ(lost_[0].get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
   EXPECT_TRUE(sessions_->WaitUntilEnded(Soon()));
   EXPECT_EQ(sessions_->running(), 0u);
+}
+
+// What the kernel says to a RECONFIGURE that it did not need.
+TEST_F(DeviceSessionsTest, ConnectionsThatTheKernelDropsAreKnownAtOnce) {
+  Start(3);
+  const std::unique_ptr<nbd::RawClient> kernel = TakeKernelEnd(1);
+  EXPECT_EQ(sessions_->CloseKernelEnds(), 1u);
+  EXPECT_EQ(sessions_->live(), 1u);
+  ASSERT_TRUE(sessions_->Add(2).ok());
+  const std::unique_ptr<nbd::RawClient> another = TakeKernelEnd(0);
+  EXPECT_EQ(sessions_->CloseKernelEnds(), 1u);
+  EXPECT_EQ(sessions_->live(), 2u);
+  // Their end is no loss: only that of what the kernel had is told.
+  ASSERT_TRUE(another->Send({0, nbd::Command::kFlush, 1, 0, 0}));
+  EXPECT_EQ(another->ReceiveSimple().error, nbd::Error::kNone);
+  sessions_->Stop();
+  EXPECT_TRUE(sessions_->WaitUntilEnded(Soon()));
+  EXPECT_EQ(lost_[1].get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_EQ(lost_[0].get_future().wait_for(std::chrono::seconds(60)), std::future_status::ready);
 }
 
 }  // namespace

@@ -229,6 +229,15 @@ absl::StatusOr<v1::Export> ExportRegistry::AnswerRepeated(Entry& entry, const v1
   return Describe(entry);
 }
 
+absl::Status ExportRegistry::Reopen(const std::string& name, absl::Time deadline) {
+  absl::StatusOr<NameTurns::Turn> turn = turns_.Take(name, deadline);
+  if (!turn.ok()) return turn.status();
+  const std::shared_ptr<Entry> entry = FindEntry(name);
+  if (entry == nullptr) return MissingResource("export", name);
+  if (!entry->readable) return Unreadable(entry->name, entry->error);
+  return entry->error.ok() ? absl::OkStatus() : Open(*entry);
+}
+
 absl::StatusOr<std::shared_ptr<ExportRegistry::Entry>> ExportRegistry::FindUsable(
     const std::string& name) const {
   std::shared_ptr<Entry> entry = FindEntry(name);

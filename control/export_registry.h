@@ -80,6 +80,10 @@ class ExportRegistry final : public nbd::ExportDirectory {
   };
   std::vector<Activity> ListActivity() const;
 
+  // Tries again to open an image that could not be opened since the start; OK where it is open. NOT_FOUND
+  // where there is no such export. `deadline` is as above.
+  absl::Status Reopen(const std::string& name, absl::Time deadline);
+
   // For a stop: requests that wait for a rate limit go on at once, so that they are answered in time.
   void LiftRateLimits();
 

@@ -46,8 +46,14 @@ void RequestWatch::Failed(nbd::Operation operation, IoResult result) {
   v1::Event event;
   event.set_type(v1::EVENT_TYPE_IO_ERROR);
   event.set_export_(export_name_);
-  const absl::Status reason = absl::ErrnoToStatus(result.error, "");
-  event.set_message(absl::StrCat("a ", OperationName(operation), " failed", reason.message()));
+  if (result.error == ETIMEDOUT) {
+    event.set_message(absl::StrCat("a ", OperationName(operation),
+                                   " was not completed by the image in time (--request-timeout): look at the "
+                                   "storage below it"));
+  } else {
+    const absl::Status reason = absl::ErrnoToStatus(result.error, "");
+    event.set_message(absl::StrCat("a ", OperationName(operation), " failed", reason.message()));
+  }
   events_->Publish(std::move(event));
 }
 

@@ -37,6 +37,15 @@ TEST_F(RequestWatchTest, AFailingDiskIsOneEventAndNotOneARequest) {
   EXPECT_THAT((*event)->message(), HasSubstr("Input/output error"));
 }
 
+TEST_F(RequestWatchTest, AnImageThatHangsIsNamed) {
+  Complete(Operation::kFlush, IoResult::Error(ETIMEDOUT));
+  const auto event = events_.WaitForNext(0, absl::Now());
+  ASSERT_TRUE(event.ok() && event->has_value());
+  EXPECT_EQ((*event)->type(), v1::EVENT_TYPE_IO_ERROR);
+  EXPECT_EQ((*event)->export_(), "disk");
+  EXPECT_THAT((*event)->message(), HasSubstr("flush was not completed by the image in time"));
+}
+
 TEST_F(RequestWatchTest, WhatWasNeverPossibleIsNoFailingDisk) {
   for (const int error : {ENOTSUP, EPERM, ESHUTDOWN}) Complete(Operation::kZero, IoResult::Error(error));
   EXPECT_EQ(events_.last_sequence(), 0u);

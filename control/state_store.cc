@@ -14,8 +14,12 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "control/ending_process.h"
 #include "control/log.h"
 #include "control/random_id.h"
 #include "control/validation.h"
@@ -28,6 +32,9 @@ constexpr uint32_t kFormatVersion = 1;
 constexpr absl::string_view kSuffix = ".json";
 // Far above any record: names, paths and descriptions are bounded at the edge.
 constexpr size_t kMaxFileBytes = 1 << 20;
+// How long a berthd that was killed may take to be gone.
+constexpr absl::Duration kEndingTime = absl::Seconds(10);
+constexpr absl::Duration kEndingPause = absl::Milliseconds(5);
 
 absl::Status ErrnoError(absl::string_view action, absl::string_view path) {
   return absl::ErrnoToStatus(errno, absl::StrCat("cannot ", action, " ", path));
@@ -54,6 +61,19 @@ absl::StatusOr<std::string> ReadFile(int folder, const std::string& file, absl::
   }
   content.resize(length);
   return content;
+}
+
+// Of the process that has the lock file; 0 where it does not say.
+pid_t ReadPid(int fd) {
+  char text[32];
+  const ssize_t size = pread(fd, text, sizeof(text), 0);
+  pid_t pid = 0;
+  if (size <= 0 ||
+      !absl::SimpleAtoi(absl::StripAsciiWhitespace(absl::string_view(text, static_cast<size_t>(size))),
+                        &pid)) {
+    return 0;
+  }
+  return pid;
 }
 
 absl::Status WriteAll(int fd, absl::string_view content, absl::string_view path) {
@@ -163,17 +183,38 @@ absl::StatusOr<std::unique_ptr<StateStore>> StateStore::Open(const std::string& 
   return store;
 }
 
-// The lock comes first: nothing in the directory is touched before it is ours.
+// The lock comes first: nothing in the directory is touched before it is ours. It is the fence to the process
+// before: the kernel frees it when the last of that process's threads has left its system call, so that none
+// of its writes through a page cache, which are done there, comes after this.
 absl::Status StateStore::TakeLock(const std::string& directory) {
   if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return ErrnoError("make", directory);
   const std::string path = absl::StrCat(directory, "/lock");
   lock_.Reset(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!lock_) return ErrnoError("open", path);
-  if (flock(lock_.get(), LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
-  if (errno != EWOULDBLOCK) return ErrnoError("lock", path);
-  return absl::FailedPreconditionError(absl::StrCat("the state directory ", directory,
-                                                    " is in use by another berthd; stop that one or choose "
-                                                    "another --state-dir"));
+  const absl::Time deadline = absl::Now() + kEndingTime;
+  while (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return ErrnoError("lock", path);
+    const pid_t holder = ReadPid(lock_.get());
+    if (holder <= 0 || !IsEnding(holder)) {
+      return absl::FailedPreconditionError(absl::StrCat("the state directory ", directory,
+                                                        " is in use by another berthd",
+                                                        holder > 0 ? absl::StrCat(" (pid ", holder, ")") : "",
+                                                        "; stop that one or choose another --state-dir"));
+    }
+    if (absl::Now() >= deadline) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the state directory ", directory, " is in use by a berthd (pid ", holder,
+          ") that was killed and has not ended in ", absl::FormatDuration(kEndingTime),
+          ": it is stuck in the kernel, and what it was writing may still reach the images; look at "
+          "/proc/",
+          holder, "/stack and at the storage below the images"));
+    }
+    absl::SleepFor(kEndingPause);
+  }
+  // For whoever finds it held. A disk without room for it is told of by what follows.
+  const std::string pid = absl::StrCat(getpid(), "\n");
+  if (ftruncate(lock_.get(), 0) == 0) (void)!pwrite(lock_.get(), pid.data(), pid.size(), 0);
+  return absl::OkStatus();
 }
 
 absl::Status StateStore::LoadInstanceId() {

@@ -1,6 +1,6 @@
 // StateStore: what berthd promised, on disk: a JSON file an object under the state directory.
 //
-//   DIR/lock             held (flock) while a berthd runs on this directory
+//   DIR/lock             held (flock) while a berthd runs on this directory, whose process id it holds
 //   DIR/instance-id      made once; marks this directory's devices in the kernel
 //   DIR/exports/NAME.json, DIR/attachments/NAME.json
 //
@@ -34,7 +34,8 @@ struct StoredObject {
 
 class StateStore {
  public:
-  // Takes the directory, making it where it is missing. FAILED_PRECONDITION where another berthd holds it.
+  // Takes the directory, making it where it is missing. FAILED_PRECONDITION where another berthd holds it;
+  // one that was killed is waited for, ten seconds at most.
   static absl::StatusOr<std::unique_ptr<StateStore>> Open(const std::string& directory);
 
   StateStore(const StateStore&) = delete;

@@ -4,14 +4,20 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <sstream>
 #include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
 
 namespace berth::control {
 namespace {
@@ -186,6 +192,55 @@ TEST_F(StateStoreTest, AFailedWriteLeavesTheOldObject) {
 TEST_F(StateStoreTest, ADirectoryThatCannotBeMadeIsNamed) {
   const auto opened = StateStore::Open("/proc/no/such");
   EXPECT_THAT(std::string(opened.status().message()), HasSubstr("/proc/no/such"));
+}
+
+// A process that was killed, and which nobody has waited for yet.
+class Zombie {
+ public:
+  Zombie() : pid_(fork()) {
+    if (pid_ == 0) _exit(0);
+    siginfo_t info;
+    EXPECT_EQ(waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT), 0);
+  }
+  ~Zombie() { waitpid(pid_, nullptr, 0); }
+  pid_t pid() const { return pid_; }
+
+ private:
+  const pid_t pid_;
+};
+
+TEST_F(StateStoreTest, ABerthdThatRunsIsNotWaitedFor) {
+  const auto second = StateStore::Open(directory_);
+  EXPECT_TRUE(absl::IsFailedPrecondition(second.status())) << second.status();
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(absl::StrCat("(pid ", getpid(), ")")));
+}
+
+// Its last threads are still in the kernel, where they hold the lock.
+TEST_F(StateStoreTest, ABerthdThatWasKilledIsWaitedFor) {
+  const Zombie killed;
+  std::ofstream(directory_ + "/lock", std::ios::trunc) << killed.pid() << "\n";
+  std::promise<void> opened;
+  std::thread next([&] {
+    const auto store = StateStore::Open(directory_);
+    EXPECT_TRUE(store.ok()) << store.status();
+    opened.set_value();
+  });
+  // It has found the lock held: else it would be through.
+  const std::filesystem::path name = std::filesystem::path(directory_).filename();
+  const auto opens_of_the_lock = [&name] {
+    int count = 0;
+    for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code gone;
+      const std::filesystem::path open = std::filesystem::read_symlink(fd.path(), gone);
+      if (open.filename() == "lock" && open.parent_path().filename() == name) ++count;
+    }
+    return count;
+  };
+  while (opens_of_the_lock() < 2) std::this_thread::yield();
+  std::future<void> done = opened.get_future();
+  EXPECT_EQ(done.wait_for(std::chrono::milliseconds(20)), std::future_status::timeout);
+  store_.reset();
+  next.join();
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "netlink/child_call.h"
 #include "netlink/device_access.h"
 #include "netlink/genl_socket.h"
 #include "netlink/module_loader.h"
@@ -248,15 +249,15 @@ absl::StatusOr<DeviceUse> LibnlNbdKernel::FindUse(uint32_t index) {
   absl::StatusOr<BlockNode> disk = FindDisk(index);
   if (!disk.ok()) return disk.status();
   use.openers = FindOpeners(options_.paths, ListNodes(options_.paths, index));
-  auto claimed = std::make_shared<bool>(false);
-  const absl::Status status = RunOpening(absl::StrCat("open ", DevicePath(index)), options_.open_timeout,
-                                         [paths = options_.paths, disk = *disk, claimed]() -> absl::Status {
-                                           absl::StatusOr<bool> found = IsClaimed(paths, disk);
-                                           if (found.ok()) *claimed = *found;
-                                           return found.status();
-                                         });
-  if (!status.ok()) return status;
-  use.claimed = *claimed;
+  const absl::Status status =
+      RunOpening(absl::StrCat("open ", DevicePath(index)), options_.open_timeout,
+                 [paths = options_.paths, disk = *disk]() -> absl::Status {
+                   const absl::StatusOr<bool> claimed = IsClaimed(paths, disk);
+                   if (!claimed.ok()) return claimed.status();
+                   return *claimed ? absl::AlreadyExistsError("it is claimed") : absl::OkStatus();
+                 });
+  use.claimed = absl::IsAlreadyExists(status);
+  if (!status.ok() && !use.claimed) return status;
   return use;
 }
 
@@ -406,7 +407,7 @@ absl::Status LibnlNbdKernel::RunOpening(std::string name, absl::Duration at_most
   }
   CallThread thread("berth-nbd-open");
   return thread.Run(std::move(name), at_most, [call = std::move(call), openings = openings_]() mutable {
-    absl::Status status = call();
+    absl::Status status = RunInChild([&call] { return call(); });
     openings->fetch_sub(1);
     return status;
   });

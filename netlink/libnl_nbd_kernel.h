@@ -53,7 +53,8 @@ class LibnlNbdKernel final : public NbdKernel {
   absl::StatusOr<BlockNode> FindDisk(uint32_t index) const;
   // What there is to say of a device that Connect() found taken.
   std::string DescribeTaken(uint32_t index) const;
-  // Runs a call that opens the device. RESOURCE_EXHAUSTED where too many such calls hang.
+  // Runs a call that opens the device, in a process of its own: see child_call.h. RESOURCE_EXHAUSTED where
+  // too many such calls hang.
   absl::Status RunOpening(std::string name, absl::Duration at_most, absl::AnyInvocable<absl::Status()> call);
 
   const LibnlNbdKernelOptions options_;

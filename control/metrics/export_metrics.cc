@@ -1,6 +1,7 @@
 #include "control/metrics/export_metrics.h"
 
 #include <bit>
+#include <cerrno>
 
 namespace berth::control {
 namespace {
@@ -47,6 +48,7 @@ void Add(Counter& counter, uint64_t amount, bool shared) {
 struct alignas(64) ExportMetrics::Shard {
   struct Operation {
     Counter errors{0};
+    Counter timeouts{0};
     Counter bytes{0};
     Counter latency_nanoseconds{0};
     std::array<Counter, kLatencyBuckets> latency_buckets{};
@@ -84,6 +86,7 @@ void ExportMetrics::Completed(nbd::Operation operation, uint64_t bytes, absl::Du
   Add(counters.latency_nanoseconds, nanoseconds, shared);
   if (!result.ok()) {
     Add(counters.errors, 1, shared);
+    if (result.error == ETIMEDOUT) Add(counters.timeouts, 1, shared);
   } else if (operation != nbd::Operation::kExtents) {
     Add(counters.bytes, bytes, shared);
   }
@@ -98,6 +101,7 @@ OperationMetricsTable ExportMetrics::Read() const {
       const Shard::Operation& from = shard->operations[i];
       OperationMetrics& to = table[i];
       to.errors += from.errors.load(std::memory_order_relaxed);
+      to.timeouts += from.timeouts.load(std::memory_order_relaxed);
       to.bytes += from.bytes.load(std::memory_order_relaxed);
       to.latency_nanoseconds += from.latency_nanoseconds.load(std::memory_order_relaxed);
       for (size_t bucket = 0; bucket < kLatencyBuckets; ++bucket) {

@@ -26,7 +26,8 @@ inline constexpr size_t kLatencyBuckets = kLatencyBounds.size() + 1;
 struct OperationMetrics {
   uint64_t completed = 0;  // Those that failed included.
   uint64_t errors = 0;
-  uint64_t bytes = 0;  // Of requests that succeeded; a question for extents has none, as it moves no data.
+  uint64_t timeouts = 0;  // Of these, those that the image had not completed by their deadline (ETIMEDOUT).
+  uint64_t bytes = 0;     // Of requests that succeeded; a question for extents has none, as it moves no data.
   uint64_t latency_nanoseconds = 0;
   std::array<uint64_t, kLatencyBuckets> latency_buckets{};  // Each counts its own alone, not cumulative.
 };

@@ -25,6 +25,7 @@ struct MetricsSample {
   std::vector<ExportSample> exports;
   // How many attachments are in each state: "attaching", "attached", "detaching", "failed".
   std::map<std::string, uint64_t> attachments;
+  uint64_t stuck_reactors = 0;
 };
 
 // Called at every scrape, on a thread of the endpoint's and by several at once; must not wait for I/O.

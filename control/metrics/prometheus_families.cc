@@ -63,6 +63,10 @@ struct RequestFamilies {
       Family("berth_requests_total", "Completed requests, failed ones included.", MetricType::Counter);
   MetricFamily errors =
       Family("berth_request_errors_total", "Requests answered with an error.", MetricType::Counter);
+  MetricFamily timeouts =
+      Family("berth_request_timeouts_total",
+             "Requests answered with an error as the image had not completed them by their deadline.",
+             MetricType::Counter);
   MetricFamily bytes =
       Family("berth_request_bytes_total", "Bytes of requests that succeeded.", MetricType::Counter);
   MetricFamily duration = Family("berth_request_duration_seconds",
@@ -78,6 +82,7 @@ void AddRequests(const ExportSample& sample, RequestFamilies& families) {
                                                      {"operation", kOperationNames[i]}};
     families.requests.metric.push_back(Counter(labels, static_cast<double>(operation.completed)));
     families.errors.metric.push_back(Counter(labels, static_cast<double>(operation.errors)));
+    families.timeouts.metric.push_back(Counter(labels, static_cast<double>(operation.timeouts)));
     families.bytes.metric.push_back(Counter(labels, static_cast<double>(operation.bytes)));
     families.duration.metric.push_back(Histogram(labels, operation));
   }
@@ -104,9 +109,13 @@ std::vector<MetricFamily> PrometheusFamilies(const MetricsSample& sample) {
     attachments.metric.push_back(Gauge({{"state", state}}, static_cast<double>(count)));
   }
 
+  MetricFamily reactors =
+      Family("berth_reactors_stuck", "Threads of I/O that do not turn: see the log.", MetricType::Gauge);
+  reactors.metric.push_back(Gauge({}, static_cast<double>(sample.stuck_reactors)));
+
   std::vector<MetricFamily> families;
-  for (MetricFamily* family : {&build, &sizes, &connections, &attachments, &requests.requests,
-                               &requests.errors, &requests.bytes, &requests.duration}) {
+  for (MetricFamily* family : {&build, &sizes, &connections, &attachments, &reactors, &requests.requests,
+                               &requests.errors, &requests.timeouts, &requests.bytes, &requests.duration}) {
     // A family without a series would be a header alone.
     if (!family->metric.empty()) families.push_back(std::move(*family));
   }

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -265,8 +266,7 @@ absl::StatusOr<std::vector<uint32_t>> FakeNbdKernel::ListDevices() {
 
 absl::Status FakeNbdKernel::WatchDeadLinks(absl::AnyInvocable<void(uint32_t)> listener) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (listener_) return absl::FailedPreconditionError("dead links have a listener already");
-  listener_ = std::move(listener);
+  listener_ = std::make_shared<absl::AnyInvocable<void(uint32_t)>>(std::move(listener));
   return absl::OkStatus();
 }
 
@@ -466,11 +466,12 @@ DeviceState FakeNbdKernel::StateLocked(uint32_t index, const Device& device) con
 void FakeNbdKernel::WatchSockets() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!stopping_) {
-    if (!dead_links_.empty() && listener_) {
+    if (!dead_links_.empty() && listener_ != nullptr) {
       const uint32_t index = dead_links_.front();
       dead_links_.pop_front();
+      const auto listener = listener_;
       lock.unlock();
-      listener_(index);
+      (*listener)(index);
       lock.lock();
       continue;
     }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -47,6 +48,7 @@ class FakeNbdKernel final : public netlink::NbdKernel {
   absl::Status WaitUntilUsable(uint32_t index, uint64_t size_bytes, absl::Duration at_most) override;
   absl::Status WaitUntilFree(uint32_t index, absl::Duration at_most) override;
   absl::StatusOr<std::vector<uint32_t>> ListDevices() override;
+  // Takes the place of an earlier listener, which was an earlier process's.
   absl::Status WatchDeadLinks(absl::AnyInvocable<void(uint32_t)> listener) override;
 
   // The next `call` gives `status` and has no effect. Several queue up.
@@ -129,7 +131,7 @@ class FakeNbdKernel final : public netlink::NbdKernel {
   std::deque<absl::Status> lost_answers_;
   int reconfigures_to_drop_ = 0;
   std::deque<uint32_t> dead_links_;  // To be told to the listener.
-  absl::AnyInvocable<void(uint32_t)> listener_;
+  std::shared_ptr<absl::AnyInvocable<void(uint32_t)>> listener_;
   std::thread watcher_;
 };
 

@@ -1,27 +1,16 @@
 // berthd ends and comes back under a mounted file system in use, and beside another berthd.
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <atomic>
-#include <cerrno>
-#include <chrono>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "image/io/unique_fd.h"
 #include "tests/kernel/disk_server.h"
+#include "tests/kernel/writers.h"
 
 namespace berth::kernel_test {
 namespace {
@@ -32,91 +21,6 @@ using testing::IsEmpty;
 
 constexpr uint64_t kSize = 64 * kMebibyte;
 constexpr size_t kBlock = 4096;
-
-// Threads that write blocks of a file each and read them back, past the page cache, until they are stopped.
-// Every error is a failed expectation.
-class Writers {
- public:
-  Writers(const Mount& mount, size_t count) : rounds_(count), contents_(count) {
-    for (size_t i = 0; i < count; ++i) {
-      threads_.emplace_back([this, i, path = mount.Path(FileName(i))] { Write(i, path); });
-    }
-  }
-  ~Writers() { Stop(); }
-
-  // Returns when every thread has done `more` rounds from now on. False, with a failed expectation, where one
-  // has failed or takes too long.
-  bool WaitForRounds(uint64_t more) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    const std::vector<uint64_t> before = rounds_;
-    const bool done = changed_.wait_for(lock, std::chrono::seconds(90), [&] {
-      for (size_t i = 0; i < rounds_.size(); ++i) {
-        if (rounds_[i] < before[i] + more) return failed_;
-      }
-      return true;
-    });
-    EXPECT_TRUE(done) << "the device does not go on";
-    return done && !failed_;
-  }
-
-  void Stop() {
-    stop_ = true;
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
-  }
-
-  // After Stop(): what was written last is in the files.
-  void ExpectIntact(const Mount& mount) const {
-    for (size_t i = 0; i < contents_.size(); ++i) {
-      for (const auto& [offset, seed] : contents_[i]) {
-        EXPECT_EQ(ContentAt(mount.Path(FileName(i)), offset, kBlock), Pattern(seed)) << i << " at " << offset;
-      }
-    }
-  }
-
- private:
-  static constexpr uint64_t kBlocks = 64;
-
-  static std::string FileName(size_t writer) { return absl::StrCat("file", writer); }
-
-  void Write(size_t writer, const std::string& path) {
-    const UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600));
-    char* const buffer = static_cast<char*>(std::aligned_alloc(kBlock, kBlock));
-    for (uint64_t round = 0; !stop_; ++round) {
-      const uint64_t seed = writer << 32 | round;
-      const uint64_t offset = round * 7 % kBlocks * kBlock;
-      const std::string block = Pattern(seed);
-      const bool good = WriteAndRead(file.get(), offset, block, buffer, round % 8 == 0);
-      EXPECT_TRUE(good) << path << ", round " << round << ": " << strerror(errno);
-      contents_[writer][offset] = seed;
-      std::lock_guard<std::mutex> lock(mutex_);
-      rounds_[writer] = round + 1;
-      failed_ = failed_ || !good;
-      changed_.notify_all();
-      if (failed_) break;
-    }
-    std::free(buffer);
-  }
-
-  static bool WriteAndRead(int fd, uint64_t offset, const std::string& block, char* buffer, bool sync) {
-    const auto place = static_cast<off_t>(offset);
-    memcpy(buffer, block.data(), kBlock);
-    errno = 0;
-    if (pwrite(fd, buffer, kBlock, place) != static_cast<ssize_t>(kBlock)) return false;
-    if (sync && fdatasync(fd) != 0) return false;
-    memset(buffer, 0, kBlock);
-    if (pread(fd, buffer, kBlock, place) != static_cast<ssize_t>(kBlock)) return false;
-    return memcmp(buffer, block.data(), kBlock) == 0;
-  }
-
-  std::atomic<bool> stop_ = false;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool failed_ = false;
-  std::vector<uint64_t> rounds_;
-  std::vector<std::map<uint64_t, uint64_t>> contents_;  // A thread's own until Stop(): seeds by offset.
-  std::vector<std::thread> threads_;
-};
 
 v1::AttachmentSpec SpecWithTimeout(uint32_t connections) {
   v1::AttachmentSpec spec;

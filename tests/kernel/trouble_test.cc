@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <grpcpp/client_context.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -15,6 +16,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "berth/v1/monitoring.grpc.pb.h"
@@ -239,6 +241,115 @@ TEST_F(TroubleTest, AForcedDetachOfAnOpenFileIsFinishedByItsEnd) {
   fd.Reset();
   EXPECT_EQ(events.WaitFor(v1::EVENT_TYPE_DETACHED, "disk").device(), device);
   EXPECT_TRUE(IsFree(device));
+}
+
+// A disk below the image that does not answer, for as long as it is suspended.
+class HangingDisk {
+ public:
+  explicit HangingDisk(const std::string& file) {
+    Shell(absl::StrCat("truncate -s ", kSize, " ", file));
+    loop_ = OutputOf(absl::StrCat("losetup --find --show ", file));
+    Shell(
+        absl::StrCat("echo '0 ", kSize / 512, " linear ", loop_, " 0' | dmsetup create --noudevsync hangs"));
+    Shell("dmsetup mknodes hangs");
+  }
+  ~HangingDisk() {
+    Resume();
+    Shell("dmsetup remove --noudevsync --retry hangs");
+    Shell(absl::StrCat("losetup -d ", loop_));
+  }
+  std::string path() const { return "/dev/mapper/hangs"; }
+  void Suspend() { Shell("dmsetup suspend --noflush --nolockfs --noudevsync hangs"); }
+  void Resume() { Shell("dmsetup resume --noudevsync hangs"); }
+
+ private:
+  std::string loop_;
+};
+
+TEST(HangingDiskTest, FailsItsOwnRequestsAndNobodyElses) {
+  DiskServer server;
+  ASSERT_TRUE(server.Start({"--image-root=/dev"}));
+  server.CreateDisk("other", kSize);
+  const std::string other = server.AttachDisk("other");
+  HangingDisk disk(server.Path("below.img"));
+  v1::ExportSpec spec = server.SpecOf("disk");
+  spec.mutable_image()->set_path(OutputOf(absl::StrCat("readlink -f ", disk.path())));
+  const grpc::Status created = server.CreateExport("disk", spec);
+  ASSERT_TRUE(created.ok()) << created.error_message();
+  v1::AttachmentSpec timeouts;
+  timeouts.mutable_timeout()->set_seconds(6);  // So that the requests have four.
+  const std::string device = server.AttachDisk("disk", timeouts);
+  ASSERT_EQ(WriteAt(device, 0, Pattern(1)), 0);
+
+  disk.Suspend();
+  // More than the kernel gives workers to a ring by itself, each of which a discard keeps.
+  std::vector<std::thread> threads;
+  std::atomic<int> failed = 0;
+  for (int i = 0; i < 24; ++i) {
+    threads.emplace_back([&, i] {
+      const std::string command =
+          absl::StrCat("blkdiscard --offset ", i * kMebibyte, " --length 65536 ", device, " 2>/dev/null");
+      if (system(absl::StrCat("PATH=/usr/sbin:/usr/bin:/sbin:/bin; ", command).c_str()) != 0) ++failed;
+    });
+  }
+  // While they wait, and afterwards: the other one is written through to its disk.
+  int round = 0;
+  for (; failed < 24 && round < 1000; ++round) {
+    ASSERT_EQ(WriteAt(other, static_cast<uint64_t>(round % 16) * kBlock, Pattern(2), O_DSYNC), 0);
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failed, 24);
+  EXPECT_EQ(WriteAt(other, 0, Pattern(3), O_DSYNC), 0);
+  v1::Attachment shown;
+  ASSERT_TRUE(server.GetAttachment("disk", &shown).ok());
+  EXPECT_EQ(shown.state(), v1::ATTACHMENT_STATE_ATTACHED) << shown.error();
+  EXPECT_GT(server.Statistics("disk", v1::IO_OPERATION_DISCARD).errors(), 0u);
+  EXPECT_EQ(server.Statistics("other", v1::IO_OPERATION_FLUSH).errors(), 0u);
+
+  disk.Resume();
+  EXPECT_EQ(ContentAt(device, 0, kBlock).size(), kBlock);
+  EXPECT_EQ(WriteAt(device, 0, Pattern(4), O_DSYNC), 0);
+  EXPECT_EQ(ContentAt(device, 0, kBlock), Pattern(4));
+  server.DetachDisk("disk", device);
+  server.DetachDisk("other", other);
+  EXPECT_EQ(server.Stop(), 0);
+}
+
+// A write past the page cache is on its way when berthd is killed, and the process is gone before it has
+// arrived. Nobody else may have the image until then: it would land after what the next berthd writes.
+TEST(HangingDiskTest, AWriteOfADeadBerthdIsWaitedFor) {
+  DiskServer server;
+  ASSERT_TRUE(server.Start({"--image-root=/dev"}));
+  HangingDisk disk(server.Path("below.img"));
+  v1::ExportSpec spec = server.SpecOf("disk");
+  spec.mutable_image()->set_path(OutputOf(absl::StrCat("readlink -f ", disk.path())));
+  spec.mutable_image()->set_cache(v1::CACHE_MODE_NONE);
+  const grpc::Status created = server.CreateExport("disk", spec);
+  ASSERT_TRUE(created.ok()) << created.error_message();
+  v1::AttachmentSpec timeouts;
+  timeouts.mutable_timeout()->set_seconds(6);
+  const std::string device = server.AttachDisk("disk", timeouts);
+  disk.Suspend();
+  // Its deadline has passed, so it is there.
+  EXPECT_EQ(WriteAt(device, 0, Pattern(1)), EIO);
+  EXPECT_EQ(server.Stop(SIGKILL), 128 + SIGKILL);
+
+  ASSERT_TRUE(server.Start({"--image-root=/dev"}));
+  v1::Attachment shown;
+  ASSERT_TRUE(server.GetAttachment("disk", &shown).ok());
+  EXPECT_EQ(shown.state(), v1::ATTACHMENT_STATE_FAILED);
+  EXPECT_THAT(shown.error(), HasSubstr("lock"));
+  disk.Resume();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (shown.state() != v1::ATTACHMENT_STATE_ATTACHED && std::chrono::steady_clock::now() < deadline) {
+    ASSERT_TRUE(server.GetAttachment("disk", &shown).ok());
+  }
+  EXPECT_EQ(shown.state(), v1::ATTACHMENT_STATE_ATTACHED) << shown.error();
+  EXPECT_EQ(shown.device(), device);
+  EXPECT_EQ(WriteAt(device, 0, Pattern(2)), 0);
+  EXPECT_EQ(ContentAt(device, 0, kBlock), Pattern(2));
+  server.DetachDisk("disk", device);
+  EXPECT_EQ(server.Stop(), 0);
 }
 
 }  // namespace
