@@ -16,9 +16,9 @@ struct SessionOptions {
   size_t max_bytes_in_flight = size_t{64} << 20;
   size_t max_requests_in_flight = 1024;
 
-  // A request that the device has not completed by then is answered with an error (ETIMEDOUT, which clients see
-  // as NBD_EIO). Until the device completes it, it counts among those in flight; where these are as many as may
-  // be, and all overdue, what arrives is answered with the same error at once.
+  // A request that the device has not completed by then is answered with an error (ETIMEDOUT, which clients
+  // see as NBD_EIO). Until the device completes it, it counts among those in flight; where these are as many
+  // as may be, and all overdue, what arrives is answered with the same error at once.
   absl::Duration request_deadline = absl::InfiniteDuration();
 
   // How long the end of a session waits for the client to take the replies that are left; then the socket is
