@@ -95,10 +95,13 @@ absl::StatusOr<std::unique_ptr<KernelDevice>> KernelDevice::Attach(ReactorPool& 
   request.backend_identifier = absl::StrCat(kBackendPrefix, getpid());
   nbd::SessionOptions session;
   session.refuse_while_stopping = false;
-  absl::StatusOr<std::unique_ptr<DeviceSessions>> sessions =
-      DeviceSessions::Start(reactors, std::move(served), *connections, session, std::move(on_end));
-  if (!sessions.ok()) return sessions.status();
-  std::unique_ptr<KernelDevice> device(new KernelDevice(kernel, *std::move(sessions)));
+  auto end = std::make_shared<absl::AnyInvocable<void()>>(std::move(on_end));
+  auto sessions =
+      std::make_unique<DeviceSessions>(reactors, std::move(served), session, [end](size_t connections_left) {
+        if (connections_left == 0 && *end) (*end)();
+      });
+  if (absl::Status status = sessions->Add(*connections); !status.ok()) return status;
+  std::unique_ptr<KernelDevice> device(new KernelDevice(kernel, std::move(sessions)));
   request.sockets = device->sessions_->kernel_ends();
   absl::StatusOr<uint32_t> index = kernel.Connect(request);
   device->sessions_->CloseKernelEnds();
