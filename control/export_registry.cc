@@ -235,7 +235,7 @@ absl::Status ExportRegistry::Reopen(const std::string& name, absl::Time deadline
   const std::shared_ptr<Entry> entry = FindEntry(name);
   if (entry == nullptr) return MissingResource("export", name);
   if (!entry->readable) return Unreadable(entry->name, entry->error);
-  return entry->error.ok() ? absl::OkStatus() : Open(*entry);
+  return entry->error.ok() ? absl::OkStatus() : Open(*entry, entry->spec.image().secret());
 }
 
 absl::StatusOr<std::shared_ptr<ExportRegistry::Entry>> ExportRegistry::FindUsable(
