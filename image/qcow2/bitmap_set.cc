@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "image/io/big_endian.h"
+#include "image/qcow2/bitmaps_extension.h"
 #include "image/qcow2/metadata_reader.h"
 
 namespace berth::qcow2 {
@@ -28,7 +29,7 @@ absl::StatusOr<std::vector<uint8_t>> Read(BlockDevice& image, uint64_t offset, u
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BitmapSet>> BitmapSet::Load(BlockDevice& image, const Header& header) {
-  std::unique_ptr<BitmapSet> set(new BitmapSet(header.cluster_bits, header.size));
+  std::unique_ptr<BitmapSet> set(new BitmapSet(header));
   if (!header.bitmaps.has_value() || (header.autoclear_features & kBitmapsConsistent) == 0) return set;
   const BitmapsExtension& place = *header.bitmaps;
   if (place.directory_size > kMaxBitmapDirectoryBytes) {
@@ -43,6 +44,8 @@ absl::StatusOr<std::unique_ptr<BitmapSet>> BitmapSet::Load(BlockDevice& image, c
   for (uint64_t at = 0; at < place.directory_size; at += header.cluster_size()) {
     set->clusters_.push_back(place.directory_offset + at);
   }
+  set->directory_offset_ = place.directory_offset;
+  set->directory_ = *directory;
   uint64_t at = place.directory_offset;
   uint64_t bytes = 0;
   MutexLock lock(&set->mutex_);
@@ -110,7 +113,7 @@ absl::Status BitmapSet::LoadContent(BlockDevice& image, Stored* stored) {
 }
 
 absl::Status BitmapSet::Mark(BlockDevice& image, Stored* stored) {
-  if (stored->marked) return absl::OkStatus();
+  if (stored->marked || stored->flags_offset == 0) return absl::OkStatus();
   uint8_t flags[4];
   Store32(flags, stored->entry.flags | kBitmapInUse);
   const absl::Status status = WriteMetadata(image, stored->flags_offset, flags);
@@ -174,13 +177,126 @@ absl::Status BitmapSet::Enable(const std::string& name, bool enabled, BlockDevic
   return absl::OkStatus();
 }
 
+bool BitmapSet::empty() const {
+  MutexLock lock(&mutex_);
+  return bitmaps_.empty() && deleted_.empty();
+}
+
+absl::Status BitmapSet::Create(const std::string& name, uint32_t granularity_bits, uint64_t disk_size,
+                               BlockDevice& image) {
+  if (version_ < 3) return absl::InvalidArgumentError("images of version 2 have no dirty bitmaps");
+  if (name.empty() || name.size() > kMaxBitmapNameBytes || name.find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("a bitmap's name has ", name.size(),
+                                                   " bytes; possible are 1 to ", kMaxBitmapNameBytes,
+                                                   ", and no NUL among them"));
+  }
+  if (granularity_bits < kMinBitmapGranularityBits || granularity_bits > kMaxBitmapGranularityBits) {
+    return absl::InvalidArgumentError(absl::StrCat("a bitmap's granularity is 2^", granularity_bits,
+                                                   " bytes; possible are 2^", kMinBitmapGranularityBits,
+                                                   " to 2^", kMaxBitmapGranularityBits));
+  }
+  const auto first_cluster = Read(image, 0, uint64_t{1} << cluster_bits_);
+  if (!first_cluster.ok()) return first_cluster.status();
+  if (!PlaceOfBitmapsExtension(*first_cluster).has_value()) {
+    return absl::ResourceExhaustedError("the image's first cluster has no room for a bitmaps extension");
+  }
+  MutexLock lock(&mutex_);
+  const uint64_t bits = BitmapBits(disk_size, granularity_bits);
+  uint64_t bytes = bits / 8;
+  for (const std::unique_ptr<Stored>& stored : bitmaps_) {
+    if (stored->entry.name == name) {
+      return absl::AlreadyExistsError(absl::StrCat("the image has a bitmap \"", name, "\" already"));
+    }
+    if (stored->bitmap != nullptr) bytes += stored->bitmap->bits() / 8;
+  }
+  if (bytes > kMaxBitmapBytes || bitmaps_.size() >= kMaxBitmaps) {
+    return absl::ResourceExhaustedError(absl::StrCat("the image's bitmaps would take ", bytes,
+                                                     " bytes of memory; at most ", kMaxBitmapBytes,
+                                                     " are possible"));
+  }
+  auto stored = std::make_unique<Stored>();
+  stored->entry.name = name;
+  stored->entry.granularity_bits = static_cast<uint8_t>(granularity_bits);
+  stored->entry.flags = kBitmapAuto;
+  stored->table.resize(BitmapTableEntries(bits, uint64_t{1} << cluster_bits_));
+  stored->entry.table_size = static_cast<uint32_t>(stored->table.size());
+  stored->bitmap = std::make_shared<DirtyBitmap>(name, granularity_bits, disk_size, /*enabled=*/true);
+  stored->context = DirtyBitmapContext(stored->bitmap);
+  stored->changed = true;
+  bitmaps_.push_back(std::move(stored));
+  made_or_deleted_ = true;
+  follows_.store(true);
+  return absl::OkStatus();
+}
+
+absl::Status BitmapSet::Delete(const std::string& name) {
+  MutexLock lock(&mutex_);
+  for (auto at = bitmaps_.begin(); at != bitmaps_.end(); ++at) {
+    if ((*at)->entry.name != name) continue;
+    if ((*at)->bitmap != nullptr) (*at)->bitmap->set_deleted();
+    deleted_.push_back(std::move(*at));
+    bitmaps_.erase(at);
+    made_or_deleted_ = true;
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(absl::StrCat("the image has no bitmap \"", name, "\""));
+}
+
+bool BitmapSet::TakeRow(WriteMap& map, uint64_t clusters, uint32_t cluster_bits, uint64_t* offset) {
+  const uint64_t first = map.TakeTable(clusters);
+  *offset = first << cluster_bits;
+  return first != 0;
+}
+
+bool BitmapSet::PlanDirectory(WriteMap& map, std::vector<uint64_t>* unused) {
+  for (uint64_t i = 0; i < ClustersOf(directory_.size()); ++i) {
+    unused->push_back((directory_offset_ >> cluster_bits_) + i);
+  }
+  MutexLock lock(&mutex_);
+  for (const std::unique_ptr<Stored>& stored : deleted_) {
+    if (stored->flags_offset == 0) continue;
+    for (uint64_t i = 0; i < ClustersOf(uint64_t{stored->entry.table_size} * 8); ++i) {
+      unused->push_back((stored->entry.table_offset >> cluster_bits_) + i);
+    }
+    for (const uint64_t part : stored->table) {
+      if (part > 1) unused->push_back(part >> cluster_bits_);
+    }
+  }
+  std::vector<BitmapEntry> entries;
+  for (const std::unique_ptr<Stored>& stored : bitmaps_) {
+    uint64_t* const table = &stored->entry.table_offset;
+    const uint64_t clusters = ClustersOf(uint64_t{stored->entry.table_size} * 8);
+    if (stored->flags_offset == 0 && clusters > 0 && !TakeRow(map, clusters, cluster_bits_, table)) {
+      return false;
+    }
+    entries.push_back(stored->entry);
+    // One that we could not follow.
+    if (stored->marked && stored->bitmap == nullptr) entries.back().flags |= kBitmapInUse;
+  }
+  directory_ = EncodeBitmapDirectory(entries);
+  return directory_.empty() || TakeRow(map, ClustersOf(directory_.size()), cluster_bits_, &directory_offset_);
+}
+
+Task<IoResult> BitmapSet::WriteDirectory(BlockChannel& channel) {
+  std::optional<BitmapsExtension> extension;
+  if (!directory_.empty()) {
+    IoResult result = co_await channel.Write(directory_offset_, directory_, WriteFlags::kNone);
+    if (result.ok()) result = co_await channel.Flush();
+    if (!result.ok()) co_return result;
+    MutexLock lock(&mutex_);
+    extension =
+        BitmapsExtension{static_cast<uint32_t>(bitmaps_.size()), directory_.size(), directory_offset_};
+  }
+  co_return co_await WriteBitmapsExtension(channel, uint64_t{1} << cluster_bits_, extension);
+}
+
 bool BitmapSet::PlanTable(Stored* stored, WriteMap& map, std::vector<uint64_t>* unused) {
   std::vector<uint8_t> part(uint64_t{1} << cluster_bits_);
   for (size_t i = 0; i < stored->table.size(); ++i) {
     const bool any = stored->bitmap->GetBytes(i * part.size(), absl::MakeSpan(part));
     uint64_t& entry = stored->table[i];
     if (any && entry <= 1) {
-      const uint64_t cluster = map.TakeTable();
+      const uint64_t cluster = map.TakeTable(1);
       if (cluster == 0) return false;
       entry = cluster << cluster_bits_;
     } else if (!any && entry != 0) {
@@ -219,28 +335,38 @@ Task<IoResult> BitmapSet::WriteFlags(BlockChannel& channel, std::vector<Stored*>
 Task<IoResult> BitmapSet::Store(Reactor& reactor, BlockChannel& channel, BlockChannel* data, WriteMap& map,
                                 Committer& committer) {
   std::vector<Stored*> changed;
+  std::vector<Stored*> in_file;
+  bool new_directory;
   {
     MutexLock lock(&mutex_);
+    new_directory = made_or_deleted_;
     for (const std::unique_ptr<Stored>& stored : bitmaps_) {
-      if (stored->changed && stored->bitmap != nullptr) changed.push_back(stored.get());
+      if (!stored->changed || stored->bitmap == nullptr) continue;
+      changed.push_back(stored.get());
+      if (stored->flags_offset != 0) in_file.push_back(stored.get());
     }
   }
-  if (changed.empty()) co_return IoResult::Ok();
-  IoResult result = co_await WriteFlags(channel, changed, /*in_use=*/true);
+  if (changed.empty() && !new_directory) co_return IoResult::Ok();
+  IoResult result = co_await WriteFlags(channel, in_file, /*in_use=*/true);
   std::vector<uint64_t> unused;
   for (Stored* const stored : changed) {
     if (!PlanTable(stored, map, &unused)) co_return IoResult::Error(ENOSPC);
   }
+  if (new_directory && !PlanDirectory(map, &unused)) co_return IoResult::Error(ENOSPC);
   // Refcount before reference.
   if (result.ok()) result = co_await committer.Commit(reactor, channel, data);
   for (Stored* const stored : changed) {
     if (result.ok()) result = co_await WriteContent(channel, stored);
   }
   if (result.ok()) result = co_await channel.Flush();
-  if (result.ok()) result = co_await WriteFlags(channel, changed, /*in_use=*/false);
+  if (result.ok()) {
+    result = new_directory ? co_await WriteDirectory(channel)
+                           : co_await WriteFlags(channel, in_file, /*in_use=*/false);
+  }
+  if (!result.ok()) co_return result;
   // No table names these any more.
   for (const uint64_t cluster : unused) map.GiveBackMetadata(cluster, 1);
-  if (result.ok() && !unused.empty()) result = co_await committer.Commit(reactor, channel, data);
+  if (!unused.empty()) result = co_await committer.Commit(reactor, channel, data);
   if (result.ok()) result = co_await channel.Flush();
   co_return result;
 }

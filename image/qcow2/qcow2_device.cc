@@ -243,6 +243,17 @@ absl::Status Qcow2Device::EnableBitmap(const std::string& name, bool enabled) {
   return bitmaps_->Enable(name, enabled, *files_.image);
 }
 
+absl::Status Qcow2Device::CreateBitmap(const std::string& name, uint32_t granularity_bits) {
+  if (writer_ == nullptr) return absl::FailedPreconditionError("the image is open for reading only");
+  MutexLock lock(&resizing_);
+  return bitmaps_->Create(name, granularity_bits, size(), *files_.image);
+}
+
+absl::Status Qcow2Device::DeleteBitmap(const std::string& name) {
+  if (writer_ == nullptr) return absl::FailedPreconditionError("the image is open for reading only");
+  return bitmaps_->Delete(name);
+}
+
 absl::StatusOr<std::unique_ptr<BlockChannel>> Qcow2Device::OpenChannel(Reactor& reactor) {
   absl::StatusOr<std::unique_ptr<Qcow2Channel>> channel = Qcow2Channel::Open(*this, reactor);
   if (!channel.ok()) return channel.status();

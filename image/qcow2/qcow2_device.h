@@ -93,6 +93,9 @@ class Qcow2Device final : public BlockDevice {
   // them. NOT_FOUND, and FAILED_PRECONDITION where the image is not open for writing. May block.
   absl::Status ClearBitmap(const std::string& name);
   absl::Status EnableBitmap(const std::string& name, bool enabled);
+  // One in which nothing is dirty, and which follows changes from now on. As BitmapSet::Create().
+  absl::Status CreateBitmap(const std::string& name, uint32_t granularity_bits);
+  absl::Status DeleteBitmap(const std::string& name);
 
   // Null where there is none.
   BlockDevice* backing() const { return files_.backing.get(); }

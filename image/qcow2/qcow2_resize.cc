@@ -58,8 +58,8 @@ absl::Status Qcow2Device::CheckNewSize(uint64_t new_size) const {
 }
 
 absl::Status Qcow2Device::Resize(uint64_t new_size) {
-  if (absl::Status status = CheckNewSize(new_size); !status.ok()) return status;
   MutexLock lock(&resizing_);
+  if (absl::Status status = CheckNewSize(new_size); !status.ok()) return status;
   const uint64_t old_size = size();
   if (new_size == old_size) return absl::OkStatus();
   // From here on nobody takes the end of the disk for the end of its last cluster.

@@ -219,12 +219,12 @@ uint64_t WriteMap::TakeMetadata(uint64_t count) {
   return range.count == 0 ? 0 : range.first;
 }
 
-uint64_t WriteMap::TakeTable() {
-  const uint64_t cluster = TakeMetadata(1);
-  if (cluster == 0) return 0;
+uint64_t WriteMap::TakeTable(uint64_t clusters) {
+  const uint64_t first = TakeMetadata(clusters);
+  if (first == 0) return 0;
   MutexLock lock(&mutex_);
-  taken_.push_back(cluster);
-  return cluster;
+  for (uint64_t i = 0; i < clusters; ++i) taken_.push_back(first + i);
+  return first;
 }
 
 void WriteMap::GiveBackMetadata(uint64_t first, uint64_t count) {

@@ -160,8 +160,8 @@ class WriteMap {
 
   // Clusters for the commit's own tables; taken, and metadata from now on. 0 where there is no space.
   uint64_t TakeMetadata(uint64_t count);
-  // The same for one cluster, whose refcount the next commit makes 1.
-  uint64_t TakeTable();
+  // The same for clusters whose refcount the next commit makes 1.
+  uint64_t TakeTable(uint64_t clusters);
   void GiveBackMetadata(uint64_t first, uint64_t count);
 
   // Too much of the mapping waits to be written: commit before going on.

@@ -391,7 +391,7 @@ class SubclusterTest : public WriteMapTest {
 };
 
 TEST_F(SubclusterTest, OnlyWhatARequestTouchesIsFilled) {
-  Make(kExtendedOverlay, {0, Zeroes(0x11)});
+  Make(kExtendedOverlay, {0, Zeroes(0x13)});
   const WriteMap::Step step = map_->PlanWrite(700, 900);
   ASSERT_EQ(step.action, Action::kAllocate);
   EXPECT_EQ(step.length, 900u);

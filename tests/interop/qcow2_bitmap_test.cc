@@ -193,10 +193,60 @@ TEST_F(Qcow2BitmapTest, BitmapsAreClearedEnabledAndDisabled) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(Qcow2BitmapTest, QemuFindsBitmapsThatWeMadeAndNoneThatWeDeleted) {
+  // With a name behind the header, and in a first cluster that is full.
+  Run({"qemu-img", "create", "-q", "-f", "raw", Path("base"), std::to_string(kSize)});
+  for (const bool overlay : {false, true}) {
+    SCOPED_TRACE(overlay);
+    std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k"};
+    if (overlay) create.insert(create.end(), {"-F", "raw", "-b", Path("base")});
+    create.insert(create.end(), {Path("image"), std::to_string(kSize)});
+    Run(create);
+    Expected expected;
+    for (int round = 0; round < 3; ++round) {
+      SCOPED_TRACE(round);
+      {
+        const std::shared_ptr<BlockDevice> opened = Open(/*read_only=*/false);
+        auto* const device = dynamic_cast<Qcow2Device*>(opened.get());
+        ASSERT_NE(device, nullptr);
+        BlockingChannel channel(*device, pool_->at(0));
+        ASSERT_TRUE(channel.Write(900'000, PatternBytes(0, 5000, 1)).ok());
+        if (round == 0) {
+          EXPECT_TRUE(device->CreateBitmap("kept", 12).ok());
+          EXPECT_TRUE(device->CreateBitmap("other", 16).ok());
+          EXPECT_EQ(device->CreateBitmap("kept", 12).code(), absl::StatusCode::kAlreadyExists);
+          EXPECT_EQ(device->CreateBitmap("fine", 8).code(), absl::StatusCode::kInvalidArgument);
+        } else {
+          expected.Change(900'000, 5000);
+        }
+        if (round == 1) {
+          EXPECT_TRUE(device->DeleteBitmap("other").ok());
+          EXPECT_EQ(Ours(*device, "other").size(), 0u);
+        }
+        ASSERT_TRUE(channel.Write(10'000, PatternBytes(0, 5000, 1)).ok());
+        expected.Change(10'000, 5000);
+        ASSERT_EQ(Ours(*device, "kept"), expected.sectors());
+        if (round == 2) {
+          EXPECT_TRUE(device->DeleteBitmap("kept").ok());
+        }
+      }
+      ExpectClean();
+      const std::string info = RunProgram({"qemu-img", "info", "-U", Path("image")}).output;
+      EXPECT_EQ(info.find("name: kept") != std::string::npos, round < 2) << info;
+      EXPECT_EQ(info.find("name: other") != std::string::npos, round == 0) << info;
+      EXPECT_EQ(info.find("backing file: " + Path("base")) != std::string::npos, overlay) << info;
+      if (round < 2) {
+        ASSERT_EQ(Qemus("kept"), expected.sectors());
+      }
+    }
+  }
+}
+
 // Who opened an image and did not close it leaves bitmaps that nobody takes for what they are not.
 TEST_F(Qcow2BitmapTest, AfterAPowerCutNoBitmapMissesAChange) {
   constexpr uint64_t kSmall = 400 * 1024;
-  for (const std::string options : {"cluster_size=512", "cluster_size=4k"}) {
+  for (const bool makes_one : {false, true}) {
+    const std::string options = makes_one ? "cluster_size=4k" : "cluster_size=512";
     SCOPED_TRACE(options);
     NewImage(options, kSmall);
     Bitmap({"--add", "-g", "512"}, "bitmap");
@@ -227,6 +277,9 @@ TEST_F(Qcow2BitmapTest, AfterAPowerCutNoBitmapMissesAChange) {
       ASSERT_TRUE(device.ok()) << device.status();
       opened = cut->moments();
       BlockingChannel channel(**device, pool_->at(0));
+      if (makes_one) {
+        ASSERT_TRUE((*device)->CreateBitmap("new", 12).ok());
+      }
       for (int i = 0; i < 40; ++i) {
         const uint64_t length = kSector * (1 + random() % 10);
         const uint64_t offset = random() % ((kSmall - length) / kSector) * kSector;
