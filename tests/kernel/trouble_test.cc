@@ -289,7 +289,7 @@ TEST(HangingDiskTest, FailsItsOwnRequestsAndNobodyElses) {
   std::atomic<int> failed = 0;
   for (int i = 0; i < 24; ++i) {
     threads.emplace_back([&, i] {
-      if (WriteAt(device, static_cast<uint64_t>(i) * kMebibyte, Pattern(5)) == EIO) ++failed;
+      if (WriteAt(device, static_cast<uint64_t>(i + 1) * kMebibyte, Pattern(5)) == EIO) ++failed;
     });
   }
   // While they wait, and afterwards: the other one is written through to its disk.
