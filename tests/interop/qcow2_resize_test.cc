@@ -91,6 +91,7 @@ TEST_F(Qcow2ResizeTest, APowerCutLeavesOneOfTheTwoSizes) {
     std::shared_ptr<BlockDevice> memory = *MemoryDevice::Create(initial.size());
     ASSERT_TRUE(BlockingChannel(*memory, pool_->at(0)).Write(0, initial).ok());
     auto cut = std::make_shared<PowerCutDevice>(memory, initial);
+    std::vector<std::pair<size_t, size_t>> resizes;  // From which moment to which.
     std::vector<State> states = {{0, {128 * 1024}, std::vector<Sector>(256)}};
     {
       const auto header = ReadQcow2Header(*cut);
@@ -113,6 +114,7 @@ TEST_F(Qcow2ResizeTest, APowerCutLeavesOneOfTheTwoSizes) {
           states.push_back(now);
           const absl::Status status = (*device)->Resize(size);
           ASSERT_TRUE(status.ok()) << status;
+          resizes.emplace_back(now.moment, cut->moments());
           now.moment = cut->moments();
           now.sizes = {size};
           now.sectors.resize(size / kSector);
@@ -137,8 +139,12 @@ TEST_F(Qcow2ResizeTest, APowerCutLeavesOneOfTheTwoSizes) {
       }
     }
     const size_t moments = cut->moments();
-    for (int trial = 0; trial < 30; ++trial) {
-      const size_t moment = trial == 0 ? moments : random() % (moments + 1);
+    for (int trial = 0; trial < 40; ++trial) {
+      size_t moment = trial == 0 ? moments : random() % (moments + 1);
+      if (trial % 3 != 0) {
+        const auto& [begin, end] = resizes[random() % resizes.size()];
+        moment = begin + random() % (end - begin + 1);
+      }
       SCOPED_TRACE(absl::StrCat("cut at ", moment, " of ", moments));
       const std::vector<uint8_t> disk = cut->DiskAfterCut(moment, random);
       WriteFile(Path("cut"), std::string(disk.begin(), disk.end()));
