@@ -270,6 +270,7 @@ absl::Status RunningDaemon::StartRpc() {
   services_.push_back(MakeExportService(environment_));
   services_.push_back(MakeAttachmentService(environment_));
   services_.push_back(MakeImageService(environment_));
+  services_.push_back(MakeImageToolService(environment_));
   services_.push_back(MakeMonitoringService(environment_));
   services_.push_back(MakeOperationService(environment_));
   RpcServerOptions options;

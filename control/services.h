@@ -42,6 +42,7 @@ struct ServiceEnvironment {
 std::unique_ptr<grpc::Service> MakeExportService(const ServiceEnvironment& environment);
 std::unique_ptr<grpc::Service> MakeAttachmentService(const ServiceEnvironment& environment);
 std::unique_ptr<grpc::Service> MakeImageService(const ServiceEnvironment& environment);
+std::unique_ptr<grpc::Service> MakeImageToolService(const ServiceEnvironment& environment);
 std::unique_ptr<grpc::Service> MakeMonitoringService(const ServiceEnvironment& environment);
 std::unique_ptr<grpc::Service> MakeOperationService(const ServiceEnvironment& environment);
 

@@ -3,6 +3,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "control/utf8.h"
 #include "google/rpc/error_details.pb.h"
 
@@ -61,6 +62,18 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
   violation->set_description(ToDescription(description));
   Attach(detail, &status);
   return WithReason(status, "INVALID_FIELD");
+}
+
+absl::Status WithMovedField(const absl::Status& status, absl::string_view from, absl::string_view to) {
+  const auto payload = status.GetPayload(TypeUrl<google::rpc::BadRequest>());
+  google::rpc::BadRequest detail;
+  if (!payload || !detail.ParseFromString(std::string(*payload)) || detail.field_violations_size() != 1) {
+    return status;
+  }
+  const auto& violation = detail.field_violations(0);
+  absl::string_view field = violation.field();
+  if (!absl::ConsumePrefix(&field, from)) return status;
+  return InvalidField(absl::StrCat(to, field), violation.description());
 }
 
 absl::Status WithResource(absl::Status status, absl::string_view type, absl::string_view name) {

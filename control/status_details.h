@@ -23,6 +23,10 @@ std::string Quoted(absl::string_view text);
 // with it and what is allowed. Reason INVALID_FIELD.
 absl::Status InvalidField(absl::string_view field, absl::string_view description);
 
+// `status`; where it is about a field that begins with `from`, as one about the same field below `to`: for
+// parts of requests that are checked in one place and stand in several.
+absl::Status WithMovedField(const absl::Status& status, absl::string_view from, absl::string_view to);
+
 // NOT_FOUND, reason NOT_FOUND. `type` is "export", "attachment" or "image".
 absl::Status MissingResource(absl::string_view type, absl::string_view name);
 absl::Status MissingResource(absl::string_view type, absl::string_view name, absl::string_view description);

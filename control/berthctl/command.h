@@ -19,6 +19,8 @@ class Server;
 using Action = std::function<ExitCode(Server&)>;
 
 void AddImageCommands(CLI::App& app, Action& chosen);
+// check, convert, map, which belong to the command `image`.
+void AddImageToolCommands(CLI::App& image, Action& chosen);
 void AddExportCommands(CLI::App& app, Action& chosen);
 // attach, detach, attachment list|show.
 void AddAttachmentCommands(CLI::App& app, Action& chosen);

@@ -214,11 +214,12 @@ void AddResize(CLI::App& image, Action& chosen) {
 }  // namespace
 
 void AddImageCommands(CLI::App& app, Action& chosen) {
-  CLI::App& image = *app.add_subcommand("image", "Make, show and resize image files");
+  CLI::App& image = *app.add_subcommand("image", "Make, show, check and convert image files");
   image.require_subcommand(1);
   AddCreate(image, chosen);
   AddInfo(image, chosen);
   AddResize(image, chosen);
+  AddImageToolCommands(image, chosen);
 }
 
 }  // namespace berth::berthctl

@@ -191,7 +191,7 @@ TEST_F(Qcow2ChainTest, WhatMustNotBeWrittenIsNot) {
   ImageSpec spec = Spec("top");
   spec.read_only = false;
   EXPECT_EQ(Error(spec).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(Error(spec).message()), HasSubstr("qemu-img check -r all"));
+  EXPECT_THAT(std::string(Error(spec).message()), HasSubstr("berthctl image check --repair=all"));
   WriteImage(Path("top"), "", std::nullopt, std::nullopt, qcow2::kCorrupt);
   EXPECT_EQ(Error(spec).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(Error("top").ok()) << Error("top");

@@ -21,16 +21,18 @@ constexpr uint64_t kMostBehindEnd = 1 << 16;
 absl::Status CheckFeatures(const Header& header) {
   if ((header.incompatible_features & kCorrupt) != 0) {
     return absl::FailedPreconditionError(
-        "the image is marked as corrupt and may only be read; repair it with qemu-img check -r all");
+        "the image is marked as corrupt and may only be read; repair it with berthctl image check "
+        "--repair=all");
   }
   return absl::OkStatus();
 }
 
 absl::Status Overlap(absl::string_view what, uint64_t offset) {
-  return absl::InvalidArgumentError(absl::StrCat("broken qcow2 image: ", what, " at offset ", offset,
-                                                 " lies over other metadata, behind the end of the file, or "
-                                                 "in a cluster that counts as free; it may only "
-                                                 "be read; repair it with qemu-img check -r all"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("broken qcow2 image: ", what, " at offset ", offset,
+                   " lies over other metadata, behind the end of the file, or "
+                   "in a cluster that counts as free; it may only "
+                   "be read; repair it with berthctl image check --repair=all"));
 }
 
 class Preparation {
