@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "berth/v1/attachments.grpc.pb.h"
 #include "berth/v1/exports.grpc.pb.h"
+#include "berth/v1/image_tools.grpc.pb.h"
 #include "berth/v1/images.grpc.pb.h"
 #include "berth/v1/monitoring.grpc.pb.h"
 #include "berth/v1/operations.grpc.pb.h"
@@ -279,9 +280,10 @@ absl::Status RunningDaemon::StartRpc() {
   options.tls_certificate = config_.tls_certificate;
   options.tls_key = config_.tls_key;
   options.tls_client_ca = config_.tls_client_ca;
-  options.service_names = {v1::ExportService::service_full_name(), v1::AttachmentService::service_full_name(),
-                           v1::ImageService::service_full_name(), v1::MonitoringService::service_full_name(),
-                           v1::OperationService::service_full_name()};
+  options.service_names = {
+      v1::ExportService::service_full_name(),     v1::AttachmentService::service_full_name(),
+      v1::ImageService::service_full_name(),      v1::ImageToolService::service_full_name(),
+      v1::MonitoringService::service_full_name(), v1::OperationService::service_full_name()};
   options.allowed_uids = config_.allowed_uids;
   options.max_threads = config_.rpc_threads;
   options.max_unix_connections = config_.max_rpc_connections;
