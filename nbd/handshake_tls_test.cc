@@ -199,9 +199,9 @@ TEST_F(TlsHandshakeTest, AStoppingServerStartsNoTls) {
 TEST_F(TlsHandshakeTest, OptionsAreCountedAcrossTls) {
   options_.max_options = 3;
   ConnectIn(TlsMode::kAllow);
-  List();
+  EXPECT_EQ(ErrorType(99, ""), kUnsup);
   StartTls();
-  List();
+  EXPECT_EQ(ErrorType(99, ""), kUnsup);
   EXPECT_EQ(List(), "");
   ExpectClosed(absl::StatusCode::kResourceExhausted);
 }

@@ -33,7 +33,8 @@ struct Answer {
   Answer answer = {};
   answer.code = static_cast<int>(status.code());
   const size_t length = std::min(status.message().size(), kMaxMessage);
-  memcpy(answer.message.data(), status.message().data(), length);
+  // Without a message there is nothing to copy from.
+  if (length > 0) memcpy(answer.message.data(), status.message().data(), length);
   const size_t size = offsetof(Answer, message) + length;
   _exit(write(kAnswerFd, &answer, size) == static_cast<ssize_t>(size) ? 0 : 1);
 }

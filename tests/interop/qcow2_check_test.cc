@@ -14,6 +14,7 @@
 #include "image/io/reactor_pool.h"
 #include "image/memory/memory_device.h"
 #include "image/qcow2/check/check.h"
+#include "image/qcow2/format/snapshot_table.h"
 #include "image/qcow2/qcow2_device.h"
 #include "nlohmann/json.hpp"
 #include "tests/conformance/blocking_channel.h"
@@ -249,6 +250,52 @@ TEST_F(Qcow2CheckTest, BrokenEntriesAreTold) {
   ASSERT_GE(result.findings.size(), 2u);
   EXPECT_THAT(result.findings[0], HasSubstr("names a cluster behind the end of the file, at 1099511627776"));
   EXPECT_THAT(result.findings[1], HasSubstr(absl::StrCat("the L2 table at offset ", l2, " is none")));
+}
+
+// One L2 table that every entry of a large L1 table names is read once.
+TEST_F(Qcow2CheckTest, ATableThatIsNamedOftenIsReadOnce) {
+  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M,refcount_bits=64", Path("new"),
+       "128T"});
+  Bytes image = Content("new");
+  const uint64_t l1 = Load64(&image[40]);
+  const uint64_t entries = Load32(&image[36]);
+  ASSERT_EQ(entries, 256);
+  image.resize(((image.size() - 1) | ((2 << 20) - 1)) + 1 + (4 << 20));
+  const uint64_t table = image.size() - (4 << 20);
+  for (uint64_t i = 0; i < entries; ++i) Store64(&image[l1 + 8 * i], table);
+  Store64(&image[table], table + (2 << 20));
+  const CheckResult result = Check(*Disk(image), Repair::kNone);
+  // The table and its cluster, which count as free.
+  EXPECT_EQ(result.corruptions, 2);
+  EXPECT_THAT(result.findings[0], HasSubstr("has 256 references and a count of 0"));
+  EXPECT_THAT(result.findings[1], HasSubstr("has 256 references and a count of 0"));
+}
+
+// Ten thousand snapshots that name one L1 table are more than the file can hold.
+TEST_F(Qcow2CheckTest, TablesThatShareTheirBytesAreRefused) {
+  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", Path("new"), "3M"});
+  Bytes image = Content("new");
+  qcow2::Snapshot snapshot;
+  snapshot.l1_table_offset = Load64(&image[40]);
+  snapshot.l1_size = Load32(&image[36]);
+  snapshot.disk_size = kSize;
+  std::vector<qcow2::Snapshot> snapshots;
+  for (int i = 0; i < 10'000; ++i) {
+    snapshot.id = std::to_string(i);
+    snapshots.push_back(snapshot);
+  }
+  const Bytes table = EncodeSnapshotTable(snapshots);
+  image.resize(64 << 10);
+  Store32(&image[60], static_cast<uint32_t>(snapshots.size()));
+  Store64(&image[64], image.size());
+  image.insert(image.end(), table.begin(), table.end());
+  const std::shared_ptr<BlockDevice> disk = Disk(image);
+  const absl::StatusOr<Header> header = ReadQcow2Header(*disk);
+  ASSERT_TRUE(header.ok()) << header.status();
+  Progress progress;
+  const absl::StatusOr<CheckResult> result = CheckImage(*disk, *header, Repair::kNone, progress);
+  EXPECT_TRUE(absl::IsInvalidArgument(result.status())) << result.status();
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("together are larger than its file"));
 }
 
 // The counts go up before the flags say that a cluster is used once, and down at the end: whatever a cut

@@ -21,6 +21,7 @@ def vm_test(
         expected_kernel_messages = [],
         tags = [],
         size = "medium",
+        timeout = "long",
         **kwargs):
     """Runs an executable inside the machine.
 
@@ -34,14 +35,16 @@ def vm_test(
       memory_mb: of the machine; only what is touched is taken from the host.
       expected_kernel_messages: extended regular expressions of kernel complaints that the test provokes.
       tags: beside those that keep it out of Bazel's sandbox.
-      size: of the test; medium gives it five minutes.
-      **kwargs: handed on to the test: timeout, shard_count, flaky is not among them.
+      size: of the test.
+      timeout: of the test; long gives it fifteen minutes, as the machine is emulated where the host has no KVM for it.
+      **kwargs: handed on to the test: shard_count; flaky is not among them.
     """
     options = ["--kernel=" + kernel, "'--modules=" + " ".join(modules) + "'", "--memory=%d" % memory_mb]
     options += ["'--expect-kernel-message=" + message + "'" for message in expected_kernel_messages]
     native.sh_test(
         name = name,
         size = size,
+        timeout = timeout,
         srcs = [_RUN],
         args = options + ["--", "$(rootpath " + test + ")"] + args,
         data = data + [test, _FILES],

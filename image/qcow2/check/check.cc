@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "image/io/big_endian.h"
@@ -131,11 +132,14 @@ class Check {
     absl::StatusOr<std::vector<uint64_t>> l1 = ReadTable(image_, header_.l1_table_offset, header_.l1_size);
     if (!l1.ok()) return l1.status();
     const EntryLayout layout(header_);
+    absl::flat_hash_set<uint64_t> seen;
     bool changed = false;
     for (uint64_t& entry : *l1) {
       const std::optional<uint64_t> table = L2TableOffset(layout, entry);
       if (!table.has_value() || *table == 0 || *table >> header_.cluster_bits >= counts_.clusters()) continue;
       changed |= CheckFlag(&entry, *table, *table, mend);
+      // A broken image may name one a million times.
+      if (!seen.insert(*table).second) continue;
       if (absl::Status status = CheckCopiedIn(layout, *table, mend); !status.ok()) return status;
     }
     return changed ? WriteTable(header_.l1_table_offset, *l1) : absl::OkStatus();

@@ -27,14 +27,15 @@ class ReferenceCounts {
   absl::Status Grow(uint64_t clusters);
 
   // `cluster` is below clusters().
-  void Add(uint64_t cluster) {
+  void Add(uint64_t cluster, uint64_t times = 1) {
     uint16_t& count = counts_.get()[cluster];
-    if (count < kBeside) {
-      ++count;
-      if (count == kBeside) beside_[cluster] = kBeside;
-    } else {
-      ++beside_[cluster];
+    if (count < kBeside && times < static_cast<uint64_t>(kBeside - count)) {
+      count = static_cast<uint16_t>(count + times);
+      return;
     }
+    // What `beside_` does not have yet is 0.
+    beside_[cluster] += times + (count < kBeside ? count : 0);
+    count = kBeside;
   }
   // Takes back one that was added.
   void Remove(uint64_t cluster) {

@@ -1,6 +1,7 @@
 #include "image/qcow2/check/references.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -14,6 +15,9 @@
 
 namespace berth::qcow2 {
 namespace {
+
+// What the smallest images have in tables.
+constexpr uint64_t kTableBytesAlways = uint64_t{1} << 20;
 
 class Counting {
  public:
@@ -30,9 +34,6 @@ class Counting {
   absl::Status Run() {
     absl::StatusOr<std::vector<Snapshot>> snapshots = ReadSnapshots();
     if (!snapshots.ok()) return snapshots.status();
-    uint64_t tables = header_.l1_size;
-    for (const Snapshot& snapshot : *snapshots) tables += snapshot.l1_size;
-    progress_.SetTotal(tables * header_.l2_coverage());
     AddRange(0, header_.cluster_size());
     AddRange(header_.refcount_table_offset,
              uint64_t{header_.refcount_table_clusters} << header_.cluster_bits);
@@ -42,16 +43,25 @@ class Counting {
       if (!status.ok()) return status;
       status = AddL1(snapshot.l1_table_offset, snapshot.l1_size, /*active=*/false);
     }
-    return status.ok() ? AddBitmaps() : status;
+    if (status.ok()) status = AddBitmaps();
+    return status.ok() ? AddL2Tables() : status;
   }
 
  private:
-  // A reference to each cluster of the range. False where it does not lie inside the file.
-  bool AddRange(uint64_t offset, uint64_t bytes) {
+  // An L2 table, by what names it.
+  struct Table {
+    uint64_t times = 0;
+    bool active = false;  // The disk, and not snapshots alone.
+  };
+
+  // References to each cluster of the range. False where it does not lie inside the file.
+  bool AddRange(uint64_t offset, uint64_t bytes, uint64_t times = 1) {
     if (bytes == 0) return true;
     const uint64_t last = (offset + bytes - 1) >> header_.cluster_bits;
     if (offset + bytes < offset || last >= counts_.clusters()) return false;
-    for (uint64_t cluster = offset >> header_.cluster_bits; cluster <= last; ++cluster) counts_.Add(cluster);
+    for (uint64_t cluster = offset >> header_.cluster_bits; cluster <= last; ++cluster) {
+      counts_.Add(cluster, times);
+    }
     return true;
   }
 
@@ -71,41 +81,61 @@ class Counting {
     return snapshots;
   }
 
+  // Tables share no bytes, so together they are no longer than the file. A small file could else name one
+  // large table ten thousands of times, and keep us reading for days.
+  absl::StatusOr<std::vector<uint64_t>> ReadOnce(uint64_t offset, uint64_t entries) {
+    table_bytes_ += entries * 8;
+    if (table_bytes_ > std::max(file_size_, kTableBytesAlways)) {
+      return absl::InvalidArgumentError(
+          "broken qcow2 image: its L1 and bitmap tables together are larger than its file");
+    }
+    return ReadTable(image_, offset, entries);
+  }
+
   absl::Status AddL1(uint64_t offset, uint64_t entries, bool active) {
+    if (progress_.cancelled()) return Cancelled();
     AddRange(offset, entries * 8);
-    absl::StatusOr<std::vector<uint64_t>> l1 = ReadTable(image_, offset, entries);
+    absl::StatusOr<std::vector<uint64_t>> l1 = ReadOnce(offset, entries);
     if (!l1.ok()) return l1.status();
     for (const uint64_t entry : *l1) {
-      if (progress_.cancelled()) return absl::CancelledError("the check was cancelled");
       const std::optional<uint64_t> table = L2TableOffset(layout_, entry);
       if (!table.has_value() || (*table != 0 && !AddRange(*table, header_.cluster_size()))) {
         Corruption("an entry of the L1 table at offset ", offset, " names no L2 table: ", absl::Hex(entry));
       } else if (*table != 0) {
-        if (absl::Status status = AddL2(*table, active); !status.ok()) return status;
+        Table& use = l2_tables_[*table];
+        ++use.times;
+        use.active = use.active || active;
       }
-      done_ += header_.l2_coverage();
-      progress_.SetDone(done_);
     }
     return absl::OkStatus();
   }
 
-  absl::Status AddL2(uint64_t table, bool active) {
-    absl::StatusOr<std::vector<uint64_t>> words = ReadTable(image_, table, header_.cluster_size() / 8);
-    if (!words.ok()) return words.status();
-    next_ = 0;
-    for (size_t i = 0; i < words->size(); i += layout_.entry_words()) AddEntry((*words)[i], table, active);
+  // Each is read once, however many L1 entries name it.
+  absl::Status AddL2Tables() {
+    progress_.SetTotal(l2_tables_.size() * header_.l2_coverage());
+    uint64_t done = 0;
+    for (const auto& [offset, use] : l2_tables_) {
+      if (progress_.cancelled()) return Cancelled();
+      absl::StatusOr<std::vector<uint64_t>> words = ReadTable(image_, offset, header_.cluster_size() / 8);
+      if (!words.ok()) return words.status();
+      next_ = 0;
+      for (size_t i = 0; i < words->size(); i += layout_.entry_words()) AddEntry((*words)[i], offset, use);
+      progress_.SetDone(done += header_.l2_coverage());
+    }
     return absl::OkStatus();
   }
 
-  void AddEntry(uint64_t entry, uint64_t table, bool active) {
+  static absl::Status Cancelled() { return absl::CancelledError("the check was cancelled"); }
+
+  void AddEntry(uint64_t entry, uint64_t table, const Table& use) {
     if ((entry & kCompressed) != 0) {
       const std::optional<CompressedExtent> extent = DecodeCompressed(layout_, entry);
       if (layout_.external_data || !extent.has_value() ||
-          !AddRange(extent->offset, CompressedBytes(*extent))) {
+          !AddRange(extent->offset, CompressedBytes(*extent), use.times)) {
         return Corruption("an entry of the L2 table at offset ", table,
                           " names no compressed cluster: ", absl::Hex(entry));
       }
-      if (!active) return;
+      if (!use.active) return;
       ++result_->allocated_clusters;
       ++result_->compressed_clusters;
       ++result_->fragmented_clusters;  // They never begin where a cluster would.
@@ -118,15 +148,15 @@ class Counting {
     }
     if (layout_.external_data) {
       // Offset 0 is a cluster there; the flag says which entries have one.
-      if (active && (offset != 0 || (entry & kCopied) != 0)) CountAllocated(offset);
+      if (use.active && (offset != 0 || (entry & kCopied) != 0)) CountAllocated(offset);
       return;
     }
     if (offset == 0) return;
-    if (!AddRange(offset, header_.cluster_size())) {
+    if (!AddRange(offset, header_.cluster_size(), use.times)) {
       return Corruption("an entry of the L2 table at offset ", table,
                         " names a cluster behind the end of the file, at ", offset);
     }
-    if (active) CountAllocated(offset);
+    if (use.active) CountAllocated(offset);
   }
 
   // The last sector of compressed data may reach behind the end of the file.
@@ -163,7 +193,8 @@ class Counting {
 
   absl::Status AddBitmap(const BitmapEntry& bitmap) {
     AddRange(bitmap.table_offset, uint64_t{bitmap.table_size} * 8);
-    absl::StatusOr<std::vector<uint64_t>> table = ReadTable(image_, bitmap.table_offset, bitmap.table_size);
+    if (progress_.cancelled()) return Cancelled();
+    absl::StatusOr<std::vector<uint64_t>> table = ReadOnce(bitmap.table_offset, bitmap.table_size);
     if (!table.ok()) return table.status();
     for (const uint64_t entry : *table) {
       const std::optional<BitmapPart> part = DecodeBitmapPart(header_, entry, file_size_);
@@ -183,7 +214,8 @@ class Counting {
   Progress& progress_;
   ReferenceCounts& counts_;
   CheckResult* const result_;
-  uint64_t done_ = 0;
+  uint64_t table_bytes_ = 0;
+  std::map<uint64_t, Table> l2_tables_;
   uint64_t next_ = 0;  // Where the next cluster would be, in order.
 };
 
