@@ -243,11 +243,11 @@ TEST(BerthdAccessTest, TheConfigurationThatShipsIsAccepted) {
   EXPECT_THAT(all, HasSubstr("\nmetrics = "));
   const std::string path = berthd.directory() + "/all.toml";
   std::ofstream(path) << all;
-  // Its credentials are somebody else's to make.
+  // Its credentials and secrets are somebody else's to make.
   nbd::TestAuthority authority;
   const nbd::TestTlsFolder folder(authority);
   const std::string psk = folder.Write("keys.psk", "agent:000102030405060708090a0b0c0d0e0f\n");
-  ASSERT_TRUE(berthd.Start({"--config=" + path, "--metrics=127.0.0.1:0",
+  ASSERT_TRUE(berthd.Start({"--config=" + path, "--metrics=127.0.0.1:0", "--secret-root=" + folder.path(),
                             "--tls-certificates=" + folder.path(), "--tls-psk=" + psk}));
   EXPECT_EQ(berthd.Stop(), 0);
 }

@@ -123,6 +123,10 @@ class Copy {
       // Pieces end at multiples of their size, which are boundaries of clusters and blocks as well.
       const uint64_t piece = std::min(end - offset, options_.piece_bytes - offset % options_.piece_bytes);
       std::vector<uint8_t> buffer = co_await TakeBuffer();
+      if (Stopped()) {
+        GiveBuffer(std::move(buffer));
+        co_return;
+      }
       buffer.resize(options_.piece_bytes);
       Spawn(CopyPiece(offset, static_cast<size_t>(piece), std::move(buffer), gate_.Enter()));
       offset += piece;
