@@ -30,6 +30,7 @@ def connect(structured):
     client.set_handshake_flags(nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE | nbd.HANDSHAKE_FLAG_NO_ZEROES)
     if structured:
         client.add_meta_context("base:allocation")
+    client.set_uri_allow_local_file(True)  # Of credentials for TLS.
     client.connect_uri(URI)
     # The server judges, not the library.
     client.set_strict_mode(0)
@@ -150,6 +151,7 @@ for structured in (True, False):
 def haggle():
     client = nbd.NBD()
     client.set_opt_mode(True)
+    client.set_uri_allow_local_file(True)  # Of credentials for TLS.
     client.connect_uri(URI)
     return client
 
@@ -204,6 +206,7 @@ option("abort", lambda: (h.opt_abort(), h.aio_is_closed())[1])
 for handshake_flags in range(4):
     h = nbd.NBD()
     h.set_handshake_flags(handshake_flags)
+    h.set_uri_allow_local_file(True)  # Of credentials for TLS.
     h.connect_uri(URI)
     print("handshake flags %d: %s, %d" % (handshake_flags, h.get_protocol(), h.get_size()))
     h.shutdown()

@@ -256,8 +256,8 @@ TEST(CrashedAttachTest, IsTakenBack) {
   v1::Attachment attachment;
   ASSERT_TRUE(server.GetAttachment("disk", &attachment).ok());
   EXPECT_EQ(attachment.state(), v1::ATTACHMENT_STATE_ATTACHED) << attachment.error();
-  // What the dead one had begun to read has the device open until its read has ended. By force the device would
-  // go earlier, and the read with an error.
+  // What the dead one had begun to read has the device open until its read has ended. By force the device
+  // would go earlier, and the read with an error.
   while (!server.Detach("disk", false).ok() && absl::Now() < deadline + absl::Minutes(1)) {
     absl::SleepFor(absl::Milliseconds(10));
   }
