@@ -28,7 +28,7 @@ namespace {
 
 using berth::testing::RandomBytes;
 using berth::testing::ReadFile;
-using berth::testing::RunProgram;
+using berth::testing::RunToSuccess;
 using berth::testing::WriteFile;
 using grpc::StatusCode;
 using ::testing::HasSubstr;
@@ -86,12 +86,6 @@ class ImageToolServiceTest : public ::testing::Test {
   }
 
   std::string Path(const std::string& name) const { return directory_.Path(name); }
-
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const auto result = RunProgram(arguments);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << ": " << result.errors << result.output;
-    return result.output;
-  }
 
   // A raw disk with data, a hole, and zeroes that are data.
   std::string RawDisk(const std::string& name) {
@@ -157,8 +151,8 @@ TEST_F(ImageToolServiceTest, ThereAndBackAgain) {
   EXPECT_EQ(info.size_bytes(), content.size());
   EXPECT_EQ(info.qcow2().cluster_size_bytes(), 4096);
   EXPECT_LT(info.allocated_bytes(), 5 * kMebibyte);
-  Run({"qemu-img", "check", "-f", "qcow2", Path("image")});
-  Run({"qemu-img", "compare", "-f", "raw", "-F", "qcow2", Path("disk"), Path("image")});
+  RunToSuccess({"qemu-img", "check", "-f", "qcow2", Path("image")});
+  RunToSuccess({"qemu-img", "compare", "-f", "raw", "-F", "qcow2", Path("disk"), Path("image")});
   const grpc::Status back =
       Convert(Conversion("image", v1::IMAGE_FORMAT_QCOW2, "copy", v1::IMAGE_FORMAT_RAW), &info);
   ASSERT_TRUE(back.ok()) << back.error_message();
@@ -232,7 +226,7 @@ TEST_F(ImageToolServiceTest, RequestsAreChecked) {
 }
 
 TEST_F(ImageToolServiceTest, LeaksAreFoundAndMended) {
-  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", Path("image"), "1M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", Path("image"), "1M"});
   // The count of a cluster far behind the end; the first refcount block is the third cluster.
   std::string bytes = ReadFile(Path("image"));
   bytes[2 * 4096 + 2 * 100 + 1] = 1;
@@ -255,7 +249,7 @@ TEST_F(ImageToolServiceTest, LeaksAreFoundAndMended) {
   ASSERT_TRUE(Check("image", v1::IMAGE_REPAIR_ALL, &found).ok());
   EXPECT_EQ(found.leaks(), 0);
   EXPECT_EQ(found.leaks_fixed(), 1);
-  Run({"qemu-img", "check", "-f", "qcow2", Path("image")});
+  RunToSuccess({"qemu-img", "check", "-f", "qcow2", Path("image")});
 }
 
 TEST_F(ImageToolServiceTest, TheMapComesInPages) {

@@ -72,24 +72,37 @@ class Vectors {
   Context essiv_;  // Null where the number itself is the vector.
 };
 
-// A mode that the library has.
-class LibraryWorker final : public SectorCipher::Worker {
+// Both ways by one rule, with the library's context of each.
+class TwoWayWorker : public SectorCipher::Worker {
  public:
-  LibraryWorker(Context encrypt, Context decrypt, bool has_vector, Vectors vectors)
-      : encrypt_(std::move(encrypt)),
-        decrypt_(std::move(decrypt)),
-        has_vector_(has_vector),
-        vectors_(std::move(vectors)) {}
-
-  bool Encrypt(uint64_t first_sector, absl::Span<uint8_t> sectors) override {
+  bool Encrypt(uint64_t first_sector, absl::Span<uint8_t> sectors) final {
     return ForEach(encrypt_.get(), first_sector, sectors);
   }
-  bool Decrypt(uint64_t first_sector, absl::Span<uint8_t> sectors) override {
+  bool Decrypt(uint64_t first_sector, absl::Span<uint8_t> sectors) final {
     return ForEach(decrypt_.get(), first_sector, sectors);
   }
 
+ protected:
+  TwoWayWorker(Context encrypt, Context decrypt, Vectors vectors)
+      : vectors_(std::move(vectors)), encrypt_(std::move(encrypt)), decrypt_(std::move(decrypt)) {}
+
+  Vectors vectors_;
+
  private:
-  bool ForEach(EVP_CIPHER_CTX* context, uint64_t sector, absl::Span<uint8_t> sectors) {
+  virtual bool ForEach(EVP_CIPHER_CTX* context, uint64_t sector, absl::Span<uint8_t> sectors) = 0;
+
+  const Context encrypt_;
+  const Context decrypt_;
+};
+
+// A mode that the library has.
+class LibraryWorker final : public TwoWayWorker {
+ public:
+  LibraryWorker(Context encrypt, Context decrypt, bool has_vector, Vectors vectors)
+      : TwoWayWorker(std::move(encrypt), std::move(decrypt), std::move(vectors)), has_vector_(has_vector) {}
+
+ private:
+  bool ForEach(EVP_CIPHER_CTX* context, uint64_t sector, absl::Span<uint8_t> sectors) override {
     for (; !sectors.empty(); sectors.remove_prefix(kSectorBytes), ++sector) {
       Block vector;
       if (has_vector_ && !vectors_.Make(sector, &vector)) return false;
@@ -99,27 +112,14 @@ class LibraryWorker final : public SectorCipher::Worker {
     return true;
   }
 
-  const Context encrypt_;
-  const Context decrypt_;
   const bool has_vector_;
-  Vectors vectors_;
 };
 
 // XTS (IEEE 1619) with AES-192, which the library does not have, over its AES.
-class Xts192Worker final : public SectorCipher::Worker {
+class Xts192Worker final : public TwoWayWorker {
  public:
   Xts192Worker(Context encrypt, Context decrypt, Context tweak, Vectors vectors)
-      : encrypt_(std::move(encrypt)),
-        decrypt_(std::move(decrypt)),
-        tweak_(std::move(tweak)),
-        vectors_(std::move(vectors)) {}
-
-  bool Encrypt(uint64_t first_sector, absl::Span<uint8_t> sectors) override {
-    return ForEach(encrypt_.get(), first_sector, sectors);
-  }
-  bool Decrypt(uint64_t first_sector, absl::Span<uint8_t> sectors) override {
-    return ForEach(decrypt_.get(), first_sector, sectors);
-  }
+      : TwoWayWorker(std::move(encrypt), std::move(decrypt), std::move(vectors)), tweak_(std::move(tweak)) {}
 
  private:
   using Mask = std::array<uint8_t, kSectorBytes>;
@@ -141,7 +141,7 @@ class Xts192Worker final : public SectorCipher::Worker {
     return true;
   }
 
-  bool ForEach(EVP_CIPHER_CTX* context, uint64_t sector, absl::Span<uint8_t> sectors) {
+  bool ForEach(EVP_CIPHER_CTX* context, uint64_t sector, absl::Span<uint8_t> sectors) override {
     for (; !sectors.empty(); sectors.remove_prefix(kSectorBytes), ++sector) {
       Mask mask;
       if (!MakeMask(sector, &mask)) return false;
@@ -152,10 +152,7 @@ class Xts192Worker final : public SectorCipher::Worker {
     return true;
   }
 
-  const Context encrypt_;
-  const Context decrypt_;
   const Context tweak_;
-  Vectors vectors_;
 };
 
 }  // namespace

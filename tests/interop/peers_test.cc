@@ -171,11 +171,6 @@ class PeersTest : public ::testing::TestWithParam<Meeting> {
                                            : "tls-certificates=" + certificates_.path());
   }
 
-  static std::string Run(const std::vector<std::string>& arguments, int seconds = 60) {
-    const ProgramResult result = RunProgram(arguments, seconds);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << ": " << result.errors << result.output;
-    return result.output;
-  }
   // What a server answers to requests and options of every kind.
   std::multiset<std::string> Answers(const std::string& uri) const;
   void ExpectSameImages() {
@@ -304,19 +299,19 @@ TEST_P(PeersTest, CopiesAreTheSame) {
   const std::string content = ReadFile(server_->image_path());
   for (const std::string& uri : {OurUri(), TheirUri()}) {
     for (const ClientCommand& command : CopyingCommands(uri, server_->folder())) {
-      Run(command.arguments);
+      RunToSuccess(command.arguments);
       EXPECT_TRUE(ReadFile(command.arguments.back()) == content) << command.name << " from " << uri;
     }
   }
   for (const auto& [from, to] :
        {std::make_pair(OurUri(), TheirUri()), std::make_pair(TheirUri(), OurUri())}) {
-    Run({"nbdcopy", "--connections=4", "--flush", from, to});
-    Run({"qemu-img", "compare", "-f", "raw", "-F", "raw", from, to});
-    Run({"qemu-io", "-f", "raw", "-c", from == OurUri() ? "write -P 7 3M 1M" : "write -P 8 4M 1M", "-c",
-         "flush", from});
+    RunToSuccess({"nbdcopy", "--connections=4", "--flush", from, to});
+    RunToSuccess({"qemu-img", "compare", "-f", "raw", "-F", "raw", from, to});
+    RunToSuccess({"qemu-io", "-f", "raw", "-c", from == OurUri() ? "write -P 7 3M 1M" : "write -P 8 4M 1M",
+                  "-c", "flush", from});
     EXPECT_EQ(RunProgram({"qemu-img", "compare", "-f", "raw", "-F", "raw", from, to}).exit_code, 1);
-    Run({"qemu-img", "convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw", from, to});
-    Run({"qemu-img", "compare", "-s", "-f", "raw", "-F", "raw", from, to});
+    RunToSuccess({"qemu-img", "convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw", from, to});
+    RunToSuccess({"qemu-img", "compare", "-s", "-f", "raw", "-F", "raw", from, to});
   }
 }
 
@@ -329,7 +324,8 @@ TEST_P(PeersTest, ImagesAreFilledAlike) {
         RandomBytes(3 * kMiB + 1234, seed) + std::string(9 * kMiB, '\0') + RandomBytes(kMiB, seed + 1);
     WriteFile(file, content);
     ASSERT_EQ(truncate(file.c_str(), 24 * kMiB), 0);
-    for (const std::string& uri : {OurUri(), TheirUri()}) Run(FillingCommands(file, uri)[i].arguments);
+    for (const std::string& uri : {OurUri(), TheirUri()})
+      RunToSuccess(FillingCommands(file, uri)[i].arguments);
     ExpectSameImages();
     EXPECT_TRUE(absl::StartsWith(ReadFile(server_->image_path()), content));
   }
@@ -339,11 +335,11 @@ TEST_P(PeersTest, ImagesAreFilledAlike) {
 TEST_P(PeersTest, WorkEndsInTheSameImage) {
   Start(32 * kMiB);
   for (const std::string& uri : {OurUri(), TheirUri()}) {
-    Run({"fio", "--name=verify", "--ioengine=nbd", "--uri=" + uri, "--rw=randrw", "--rwmixread=30",
-         "--bsrange=512-64k", "--iodepth=32", "--size=32M", "--io_size=16M", "--verify=crc32c",
-         "--do_verify=1", "--verify_fatal=1", "--randseed=7", "--time_based=0", "--fsync=64",
-         "--output=" + server_->folder() + "/report"},
-        120);
+    RunToSuccess({"fio", "--name=verify", "--ioengine=nbd", "--uri=" + uri, "--rw=randrw", "--rwmixread=30",
+                  "--bsrange=512-64k", "--iodepth=32", "--size=32M", "--io_size=16M", "--verify=crc32c",
+                  "--do_verify=1", "--verify_fatal=1", "--randseed=7", "--time_based=0", "--fsync=64",
+                  "--output=" + server_->folder() + "/report"},
+                 120);
     std::vector<std::string> work = {"qemu-io", "-f", "raw", "-d", "unmap"};
     for (const char* command :
          {"write -z 0 32M", "write -P 0xab 0 4M", "write -f -P 0xcd 777 4000", "write -z 1M 1M",
@@ -353,7 +349,7 @@ TEST_P(PeersTest, WorkEndsInTheSameImage) {
       work.insert(work.end(), {"-c", command});
     }
     work.push_back(uri);
-    EXPECT_FALSE(absl::StrContains(Run(work), "failed"));
+    EXPECT_FALSE(absl::StrContains(RunToSuccess(work), "failed"));
   }
   ExpectSameImages();
 }
@@ -392,8 +388,8 @@ TEST_P(TlsPeersTest, RequestsAndOptionsHaveTheSameAnswers) {
 
 TEST_P(TlsPeersTest, CopiesAreTheSame) {
   Start(24 * kMiB);
-  Run({"qemu-io", "-f", "raw", "-c", "write -P 7 3M 1M", server_->folder() + "/theirs.raw"});
-  Run({"nbdcopy", "--connections=4", "--flush", TheirUri(), OurUri()});
+  RunToSuccess({"qemu-io", "-f", "raw", "-c", "write -P 7 3M 1M", server_->folder() + "/theirs.raw"});
+  RunToSuccess({"nbdcopy", "--connections=4", "--flush", TheirUri(), OurUri()});
   ExpectSameImages();
 }
 
@@ -411,12 +407,12 @@ TEST_P(ProxyTest, HandsEverythingOn) {
   Start({.size = 64 * kMiB, .description = kDescription});
   auto proxy = Peer::Start(NbdkitProxyCommand(Uri()), server_->folder(), GetParam() != Way::kUnix);
   ASSERT_TRUE(proxy.ok()) << proxy.status();
-  Run({"/usr/bin/python3", "tests/interop/commands.py", (*proxy)->Uri("")}, 120);
+  RunToSuccess({"/usr/bin/python3", "tests/interop/commands.py", (*proxy)->Uri("")}, 120);
   const std::string content = RandomBytes(64 * kMiB, 5);
   WriteFile(Path("in"), content);
-  Run({"nbdcopy", "--connections=4", "--flush", Path("in"), (*proxy)->Uri("")});
+  RunToSuccess({"nbdcopy", "--connections=4", "--flush", Path("in"), (*proxy)->Uri("")});
   EXPECT_TRUE(ReadFile(server_->image_path()) == content);
-  Run({"qemu-img", "compare", "-f", "raw", "-F", "raw", (*proxy)->Uri(""), Uri()});
+  RunToSuccess({"qemu-img", "compare", "-f", "raw", "-F", "raw", (*proxy)->Uri(""), Uri()});
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, ProxyTest, ::testing::Values(Way::kUnix, Way::kIpv4, Way::kIpv6), WayName);

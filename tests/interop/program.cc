@@ -13,6 +13,8 @@
 #include <memory>
 #include <random>
 
+#include "gtest/gtest.h"
+
 namespace berth::testing {
 namespace {
 
@@ -54,6 +56,14 @@ ProgramResult RunProgram(const std::vector<std::string>& arguments, int seconds)
   return {.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
           .output = Content(output.get()),
           .errors = Content(errors.get())};
+}
+
+std::string RunToSuccess(const std::vector<std::string>& arguments, int seconds) {
+  const ProgramResult result = RunProgram(arguments, seconds);
+  std::string command;
+  for (const std::string& argument : arguments) command += argument + " ";
+  EXPECT_EQ(result.exit_code, 0) << command << ": " << result.errors << result.output;
+  return result.output;
 }
 
 std::string ReadFile(const std::string& path) {

@@ -16,6 +16,9 @@ struct ProgramResult {
 // Runs `arguments[0]`, found in PATH, and kills it after `seconds`. Any thread.
 ProgramResult RunProgram(const std::vector<std::string>& arguments, int seconds = 60);
 
+// What the program printed; a failed expectation where it ends with anything but 0.
+std::string RunToSuccess(const std::vector<std::string>& arguments, int seconds = 60);
+
 std::string ReadFile(const std::string& path);
 void WriteFile(const std::string& path, const std::string& content);
 // Bytes without a pattern, the same for the same seed.

@@ -50,24 +50,17 @@ class Qcow2CheckTest : public ::testing::Test {
 
   std::string Path(const std::string& name) const { return directory_.Path(name); }
 
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const ProgramResult result = RunProgram(arguments);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << " " << arguments[1] << ": " << result.errors
-                                   << result.output;
-    return result.output;
-  }
-
   // An image with data, holes, zeroes, compressed clusters, two snapshots, and where it can be a bitmap.
   Bytes NewImage(const std::string& options) {
     const std::string path = Path("new");
-    Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, std::to_string(kSize)});
+    RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, std::to_string(kSize)});
     Change({"write -P 1 0 1000000", "write -z 100000 65536", "write -c -P 9 2097152 65536"});
-    Run({"qemu-img", "snapshot", "-c", "first", path});
+    RunToSuccess({"qemu-img", "snapshot", "-c", "first", path});
     Change({"write -P 2 500000 900000", "discard 0 65536"});
-    Run({"qemu-img", "snapshot", "-c", "second", path});
+    RunToSuccess({"qemu-img", "snapshot", "-c", "second", path});
     Change({"write -P 3 1600000 70000"});
     if (options.find("0.10") == std::string::npos) {
-      Run({"qemu-img", "bitmap", "--add", "-f", "qcow2", path, "changes"});
+      RunToSuccess({"qemu-img", "bitmap", "--add", "-f", "qcow2", path, "changes"});
       Change({"write -P 4 2500000 100000"});
     }
     return Content("new");
@@ -77,7 +70,7 @@ class Qcow2CheckTest : public ::testing::Test {
     std::vector<std::string> arguments = {"qemu-io", "-f", "qcow2"};
     for (const std::string& command : commands) arguments.insert(arguments.end(), {"-c", command});
     arguments.push_back(Path("new"));
-    Run(arguments);
+    RunToSuccess(arguments);
   }
 
   Bytes Content(const std::string& name) const {
@@ -118,7 +111,7 @@ class Qcow2CheckTest : public ::testing::Test {
       std::vector<std::string> convert = {"qemu-img", "convert", "-f", "qcow2", "-O", "raw"};
       if (!snapshot.empty()) convert.insert(convert.end(), {"-l", snapshot});
       convert.insert(convert.end(), {Path("read"), Path("raw")});
-      Run(convert);
+      RunToSuccess(convert);
       all += ReadFile(Path("raw"));
     }
     return all;
@@ -254,8 +247,8 @@ TEST_F(Qcow2CheckTest, BrokenEntriesAreTold) {
 
 // One L2 table that every entry of a large L1 table names is read once.
 TEST_F(Qcow2CheckTest, ATableThatIsNamedOftenIsReadOnce) {
-  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M,refcount_bits=64", Path("new"),
-       "128T"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M,refcount_bits=64",
+                Path("new"), "128T"});
   Bytes image = Content("new");
   const uint64_t l1 = Load64(&image[40]);
   const uint64_t entries = Load32(&image[36]);
@@ -273,7 +266,7 @@ TEST_F(Qcow2CheckTest, ATableThatIsNamedOftenIsReadOnce) {
 
 // Ten thousand snapshots that name one L1 table are more than the file can hold.
 TEST_F(Qcow2CheckTest, TablesThatShareTheirBytesAreRefused) {
-  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", Path("new"), "3M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", Path("new"), "3M"});
   Bytes image = Content("new");
   qcow2::Snapshot snapshot;
   snapshot.l1_table_offset = Load64(&image[40]);

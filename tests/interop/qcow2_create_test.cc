@@ -64,16 +64,10 @@ class Qcow2CreateTest : public ::testing::Test {
  protected:
   std::string Path(const std::string& name) const { return directory_.Path(name); }
 
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const ProgramResult result = RunProgram(arguments);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << " " << arguments[1] << ": " << result.errors
-                                   << result.output;
-    return result.output;
-  }
-
   // What of qemu-img info does not differ between two files.
   Json Info(const std::string& path) const {
-    Json info = Json::parse(Run({"qemu-img", "info", "--output=json", "-f", "qcow2", path}), nullptr, false);
+    Json info =
+        Json::parse(RunToSuccess({"qemu-img", "info", "--output=json", "-f", "qcow2", path}), nullptr, false);
     EXPECT_FALSE(info.is_discarded());
     for (const char* name : {"filename", "actual-size", "full-backing-filename"}) info.erase(name);
     return info;
@@ -89,8 +83,8 @@ class Qcow2CreateTest : public ::testing::Test {
 };
 
 TEST_F(Qcow2CreateTest, ImagesAreAsQemuMakesThem) {
-  Run({"qemu-img", "create", "-q", "-f", "raw", Path("base.raw"), "3M"});
-  Run({"qemu-img", "create", "-q", "-f", "qcow2", Path("base.qcow2"), "5M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "raw", Path("base.raw"), "3M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", Path("base.qcow2"), "5M"});
   constexpr uint64_t kMiB = uint64_t{1} << 20;
   struct Case {
     std::string options;
@@ -138,7 +132,7 @@ TEST_F(Qcow2CreateTest, ImagesAreAsQemuMakesThem) {
     // A relative name would mean a file in qemu's working directory.
     create.push_back(Path(theirs));
     if (one.size != 0) create.push_back(absl::StrCat(one.size));
-    Run(create);
+    RunToSuccess(create);
     EXPECT_EQ(RunProgram({"qemu-img", "check", "-q", "-f", "qcow2", Path(ours)}).exit_code, 0);
     Json expected = Info(Path(theirs));
     Json& data = expected["format-specific"]["data"];
@@ -167,7 +161,7 @@ TEST_F(Qcow2CreateTest, ImagesAreAsQemuMakesThem) {
 }
 
 TEST_F(Qcow2CreateTest, OptionsThatCannotBe) {
-  Run({"qemu-img", "create", "-q", "-f", "raw", Path("base"), "3M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "raw", Path("base"), "3M"});
   for (const std::string options :
        {"cluster_size=100", "cluster_size=256", "cluster_size=4194304", "refcount_bits=3",
         "refcount_bits=128", "compat=0.10,refcount_bits=8", "compat=0.10,lazy_refcounts=on",
@@ -231,7 +225,7 @@ TEST_F(Qcow2CreateTest, NamesStayInsideTheRoots) {
   std::filesystem::create_directory(Path("root"));
   const auto roots = ImageRoots::Within({Path("root")});
   ASSERT_TRUE(roots.ok()) << roots.status();
-  Run({"qemu-img", "create", "-q", "-f", "raw", Path("outside"), "1M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "raw", Path("outside"), "1M"});
   for (const std::string options : {"backing_file=../outside,backing_fmt=raw", "data_file=../made"}) {
     const Options parsed = Parse(options, 1 << 20);
     EXPECT_EQ(
@@ -244,14 +238,14 @@ TEST_F(Qcow2CreateTest, NamesStayInsideTheRoots) {
 }
 
 TEST_F(Qcow2CreateTest, InspectionSaysWhatQemuImgInfoSays) {
-  Run({"qemu-img", "create", "-q", "-f", "raw", Path("base"), "1M"});
-  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "-b", "base", "-F", "raw",
-       Path("middle"), "2M"});
-  Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,compression_type=zstd", "-b",
-       "middle", "-F", "qcow2", Path("top"), "3M"});
-  Run({"qemu-img", "snapshot", "-c", "nightly", Path("top")});
-  Run({"qemu-img", "bitmap", "--add", "-g", "128k", Path("top"), "b0"});
-  Run({"qemu-img", "bitmap", "--add", "--disable", Path("top"), "b1"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "raw", Path("base"), "1M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "-b", "base", "-F",
+                "raw", Path("middle"), "2M"});
+  RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,compression_type=zstd", "-b",
+                "middle", "-F", "qcow2", Path("top"), "3M"});
+  RunToSuccess({"qemu-img", "snapshot", "-c", "nightly", Path("top")});
+  RunToSuccess({"qemu-img", "bitmap", "--add", "-g", "128k", Path("top"), "b0"});
+  RunToSuccess({"qemu-img", "bitmap", "--add", "--disable", Path("top"), "b1"});
   const auto chain = InspectQcow2Image(ImageRoots::Anywhere(), Path("top"), std::nullopt, true);
   ASSERT_TRUE(chain.ok()) << chain.status();
   ASSERT_EQ(chain->size(), 3u);
@@ -274,7 +268,7 @@ TEST_F(Qcow2CreateTest, InspectionSaysWhatQemuImgInfoSays) {
   EXPECT_FALSE((*chain)[2].qcow2.has_value());
   EXPECT_EQ(InspectQcow2Image(ImageRoots::Anywhere(), Path("top"), std::nullopt, false)->size(), 1u);
   // A loop ends, and the lowest image says nothing of a format that is not stated.
-  Run({"qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "top", Path("middle")});
+  RunToSuccess({"qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "top", Path("middle")});
   EXPECT_THAT(
       std::string(
           InspectQcow2Image(ImageRoots::Anywhere(), Path("top"), std::nullopt, true).status().message()),

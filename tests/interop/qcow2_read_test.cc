@@ -115,13 +115,6 @@ class Qcow2ReadTest : public ::testing::Test {
 
   std::string Path(const std::string& name) const { return directory_.Path(name); }
 
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const ProgramResult result = RunProgram(arguments);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << " " << arguments[1] << ": " << result.errors
-                                   << result.output;
-    return result.output;
-  }
-
   // Makes an image; `backing` is empty, or "FORMAT:NAME".
   void Create(const std::string& name, const Variant& variant, uint64_t size,
               const std::string& backing = "") {
@@ -134,7 +127,7 @@ class Qcow2ReadTest : public ::testing::Test {
       arguments.insert(arguments.end(), {"-F", backing.substr(0, colon), "-b", backing.substr(colon + 1)});
     }
     arguments.insert(arguments.end(), {Path(name), std::to_string(size)});
-    Run(arguments);
+    RunToSuccess(arguments);
   }
 
   // Some compressed writes qemu refuses, with exit status 1: what counts is what it then reads.
@@ -156,7 +149,8 @@ class Qcow2ReadTest : public ::testing::Test {
   }
 
   std::string QemusContent(const std::string& name) {
-    Run({"qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", Path(name), Path("qemu.raw")});
+    RunToSuccess(
+        {"qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", Path(name), Path("qemu.raw")});
     return ReadFile(Path("qemu.raw"));
   }
 
@@ -204,7 +198,7 @@ class Qcow2ReadTest : public ::testing::Test {
     ASSERT_EQ(Statuses(device, pool_->at(0), "qemu:allocation-depth"),
               QemusStatuses(Path(name), "qemu:allocation-depth", {"-A"}));
     for (const json& entry :
-         json::parse(Run({"qemu-img", "map", "-f", "qcow2", "--output=json", Path(name)}))) {
+         json::parse(RunToSuccess({"qemu-img", "map", "-f", "qcow2", "--output=json", Path(name)}))) {
       const uint64_t begin = entry["start"].get<uint64_t>() / kSector;
       const uint64_t end = begin + entry["length"].get<uint64_t>() / kSector;
       const bool zero = entry["zero"];
@@ -279,10 +273,10 @@ TEST_F(Qcow2ReadTest, InternalSnapshots) {
   std::vector<std::string> contents;
   for (const std::string snapshot : {"one", "two", "3"}) {
     Change("image", RandomProgram(variant, kSize, static_cast<unsigned>(contents.size())));
-    Run({"qemu-img", "snapshot", "-c", snapshot, Path("image")});
+    RunToSuccess({"qemu-img", "snapshot", "-c", snapshot, Path("image")});
     contents.push_back(QemusContent("image"));
   }
-  Run({"qemu-img", "resize", "-q", "-f", "qcow2", Path("image"), std::to_string(kSize + kMiB)});
+  RunToSuccess({"qemu-img", "resize", "-q", "-f", "qcow2", Path("image"), std::to_string(kSize + kMiB)});
   Change("image", RandomProgram(variant, kSize, 9));
   ExpectContent(*Open("image"), QemusContent("image"));
   ExpectContent(*Open("image", "one"), contents[0]);
@@ -307,18 +301,18 @@ TEST_F(Qcow2ReadTest, LocksAreThoseOfQemu) {
       EXPECT_NE(write.exit_code, 0) << name;
       EXPECT_THAT(write.errors, HasSubstr("lock")) << name;
     }
-    Run({"qemu-img", "info", Path("image")});
+    RunToSuccess({"qemu-img", "info", Path("image")});
     EXPECT_NE(Open("image"), nullptr);  // Readers share.
   }
-  Run({"qemu-io", "-f", "qcow2", "-c", "write 0 512", Path("image")});
+  RunToSuccess({"qemu-io", "-f", "qcow2", "-c", "write 0 512", Path("image")});
 }
 
 TEST_F(Qcow2ReadTest, EncryptedImagesNeedTheirSecret) {
   for (const std::string format : {"luks", "aes"}) {
-    Run({"qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=12345678", "-o",
-         absl::StrCat("encrypt.format=", format, ",encrypt.key-secret=s",
-                      format == "luks" ? ",encrypt.iter-time=10" : ""),
-         Path("image"), "1M"});
+    RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=12345678", "-o",
+                  absl::StrCat("encrypt.format=", format, ",encrypt.key-secret=s",
+                               format == "luks" ? ",encrypt.iter-time=10" : ""),
+                  Path("image"), "1M"});
     const absl::Status status =
         OpenImage({.format = ImageFormat::kQcow2, .path = Path("image"), .read_only = true},
                   ImageRoots::Anywhere())

@@ -43,15 +43,9 @@ class Qcow2ResizeTest : public ::testing::Test {
 
   std::string Path(const std::string& name) const { return directory_.Path(name); }
 
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const ProgramResult result = RunProgram(arguments);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << " " << arguments[1] << ": " << result.errors
-                                   << result.output;
-    return result.output;
-  }
-
   void Create(const std::string& name, const std::string& options, uint64_t size) {
-    Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, Path(name), std::to_string(size)});
+    RunToSuccess(
+        {"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, Path(name), std::to_string(size)});
   }
 
   absl::StatusOr<std::shared_ptr<BlockDevice>> OpenFile(const std::string& name) {
@@ -183,8 +177,8 @@ TEST_F(Qcow2ResizeTest, TheBackingFileDoesNotShineThrough) {
        {"compat=1.1", "compat=0.10,cluster_size=4k", "extended_l2=on", "cluster_size=512"}) {
     SCOPED_TRACE(options);
     std::filesystem::remove(Path("top"));
-    Run({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-b", Path("base"), "-F", "raw",
-         Path("top"), std::to_string(kMiB + 3 * kSector)});
+    RunToSuccess({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-b", Path("base"), "-F", "raw",
+                  Path("top"), std::to_string(kMiB + 3 * kSector)});
     ReferenceModel model(kMiB + 3 * kSector);
     model.Write(0, std::vector<uint8_t>(kMiB + 3 * kSector, 'b'));
     {
@@ -199,7 +193,7 @@ TEST_F(Qcow2ResizeTest, TheBackingFileDoesNotShineThrough) {
       }
     }
     ExpectClean("top");
-    Run({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", Path("top"), Path("raw")});
+    RunToSuccess({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", Path("top"), Path("raw")});
     const std::string raw = ReadFile(Path("raw"));
     ASSERT_TRUE(
         model.Agrees(0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(raw.data()), raw.size())));
@@ -227,8 +221,8 @@ TEST_F(Qcow2ResizeTest, AShrunkImageGivesItsSpaceBack) {
 
 TEST_F(Qcow2ResizeTest, SnapshotsKeepWhatTheDiskLoses) {
   Create("image", "cluster_size=4k", 4 * kMiB);
-  Run({"qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4M", Path("image")});
-  Run({"qemu-img", "snapshot", "-c", "s", Path("image")});
+  RunToSuccess({"qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4M", Path("image")});
+  RunToSuccess({"qemu-img", "snapshot", "-c", "s", Path("image")});
   {
     auto device = OpenFile("image");
     ASSERT_TRUE(device.ok()) << device.status();
@@ -239,13 +233,13 @@ TEST_F(Qcow2ResizeTest, SnapshotsKeepWhatTheDiskLoses) {
     EXPECT_EQ(channel.Read(kMiB + kSector, 3 * kMiB), std::vector<uint8_t>(3 * kMiB));
   }
   ExpectClean("image");
-  Run({"qemu-img", "snapshot", "-a", "s", Path("image")});
+  RunToSuccess({"qemu-img", "snapshot", "-a", "s", Path("image")});
   ExpectClean("image");
-  EXPECT_THAT(Run({"qemu-io", "-f", "qcow2", "-c", "read -P 7 0 4M", Path("image")}),
+  EXPECT_THAT(RunToSuccess({"qemu-io", "-f", "qcow2", "-c", "read -P 7 0 4M", Path("image")}),
               ::testing::Not(HasSubstr("failed")));
   // Version 2 does not say how large the disk of a snapshot was.
   Create("old", "compat=0.10", 4 * kMiB);
-  Run({"qemu-img", "snapshot", "-c", "s", Path("old")});
+  RunToSuccess({"qemu-img", "snapshot", "-c", "s", Path("old")});
   auto device = OpenFile("old");
   ASSERT_TRUE(device.ok()) << device.status();
   for (const uint64_t size : {kMiB, 8 * kMiB}) {
@@ -257,7 +251,7 @@ TEST_F(Qcow2ResizeTest, SnapshotsKeepWhatTheDiskLoses) {
 
 TEST_F(Qcow2ResizeTest, DirtyBitmapsStandInTheWay) {
   Create("image", "compat=1.1", 4 * kMiB);
-  Run({"qemu-img", "bitmap", "--add", Path("image"), "b"});
+  RunToSuccess({"qemu-img", "bitmap", "--add", Path("image"), "b"});
   {
     auto device = OpenFile("image");
     ASSERT_TRUE(device.ok()) << device.status();
@@ -265,7 +259,7 @@ TEST_F(Qcow2ResizeTest, DirtyBitmapsStandInTheWay) {
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("bitmaps"));
   }
-  Run({"qemu-img", "bitmap", "--remove", Path("image"), "b"});
+  RunToSuccess({"qemu-img", "bitmap", "--remove", Path("image"), "b"});
   auto device = OpenFile("image");
   ASSERT_TRUE(device.ok()) << device.status();
   EXPECT_TRUE((*device)->Resize(8 * kMiB).ok());

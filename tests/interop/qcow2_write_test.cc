@@ -44,13 +44,6 @@ class Qcow2WriteTest : public ::testing::Test {
 
   std::string Path(const std::string& name) const { return directory_.Path(name); }
 
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const ProgramResult result = RunProgram(arguments);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << " " << arguments[1] << ": " << result.errors
-                                   << result.output;
-    return result.output;
-  }
-
   // DIRECTORY in `options` is the test's, where an external data file is named "data".
   std::vector<uint8_t> NewImage(std::string options, const std::string& backing = "") {
     std::filesystem::remove(Path("data"));
@@ -60,7 +53,7 @@ class Qcow2WriteTest : public ::testing::Test {
     std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2", "-o", options};
     if (!backing.empty()) create.insert(create.end(), {"-F", "raw", "-b", backing});
     create.insert(create.end(), {Path("new"), std::to_string(kSize)});
-    Run(create);
+    RunToSuccess(create);
     return Bytes("new");
   }
 
@@ -301,10 +294,10 @@ TEST_F(Qcow2WriteTest, WeAndQemuChangeOneImageInTurn) {
         }
       }
       qemu.push_back(Path("new"));
-      Run(qemu);
+      RunToSuccess(qemu);
       // qemu makes no snapshots of images with a data file.
-      if (!HasDataFile() && turn == 3) Run({"qemu-img", "snapshot", "-c", "s", Path("new")});
-      if (!HasDataFile() && turn == 6) Run({"qemu-img", "snapshot", "-d", "s", Path("new")});
+      if (!HasDataFile() && turn == 3) RunToSuccess({"qemu-img", "snapshot", "-c", "s", Path("new")});
+      if (!HasDataFile() && turn == 6) RunToSuccess({"qemu-img", "snapshot", "-d", "s", Path("new")});
       {
         auto file = RawDevice::Open(Path("new"), {});
         ASSERT_TRUE(file.ok()) << file.status();
@@ -343,7 +336,7 @@ TEST_F(Qcow2WriteTest, WeAndQemuChangeOneImageInTurn) {
       }
       const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("new")});
       ASSERT_EQ(check.exit_code, 0) << check.output << check.errors;
-      Run({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", Path("new"), Path("raw")});
+      RunToSuccess({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", Path("new"), Path("raw")});
       ASSERT_TRUE(model.Agrees(0, Bytes("raw")));
       if (data_is_raw) {
         // qemu makes it longer, up to the end of a cluster.
@@ -371,7 +364,7 @@ TEST_F(Qcow2WriteTest, ImagesThatWereNotClosedAreRepairedWhenTheyAreOpened) {
       RunProgram(arguments);  // The last may end by a signal.
     };
     qemu({"write -P 1 0 150000", "write -P 5 -c 196608 65536"});
-    Run({"qemu-img", "snapshot", "-c", "s", Path("new")});
+    RunToSuccess({"qemu-img", "snapshot", "-c", "s", Path("new")});
     qemu({"write -P 2 10000 50000", "discard 100000 30000", "write -P 3 170000 20000", "flush", "abort"});
     ReferenceModel model(kSize);
     model.Write(0, std::vector<uint8_t>(150'000, 1));
@@ -405,7 +398,8 @@ TEST_F(Qcow2WriteTest, ImagesThatWereNotClosedAreRepairedWhenTheyAreOpened) {
       const ProgramResult check = RunProgram({"qemu-img", "check", "-f", "qcow2", Path("after")});
       ASSERT_EQ(check.exit_code, 0) << check.output << check.errors;
       // The snapshot's data was not touched.
-      Run({"qemu-img", "convert", "-f", "qcow2", "-l", "s", "-O", "raw", Path("after"), Path("raw")});
+      RunToSuccess(
+          {"qemu-img", "convert", "-f", "qcow2", "-l", "s", "-O", "raw", Path("after"), Path("raw")});
       const std::vector<uint8_t> snapshot = Bytes("raw");
       ASSERT_TRUE(
           std::all_of(snapshot.begin(), snapshot.begin() + 150'000, [](uint8_t b) { return b == 1; }));

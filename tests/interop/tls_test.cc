@@ -77,12 +77,6 @@ class TlsTest : public ::testing::Test {
   }
 
   std::string Path(const std::string& name) const { return server_->folder() + "/" + name; }
-  static std::string Run(const std::vector<std::string>& arguments) {
-    const ProgramResult result = RunProgram(arguments, 60);
-    EXPECT_EQ(result.exit_code, 0) << absl::StrJoin(arguments, " ") << ": " << result.errors << result.output;
-    return result.output;
-  }
-
   nbd::TestAuthority authority_;
   nbd::TestTlsFolder folder_{authority_};
   nbd::TestTlsFolder keys_;
@@ -126,16 +120,16 @@ INSTANTIATE_TEST_SUITE_P(Cases, TlsClientsTest,
 
 TEST_P(TlsClientsTest, NbdinfoAndNbdcopy) {
   Start({.size = 24 * kMiB});
-  const json info = json::parse(Run({"nbdinfo", "--json", LibnbdUri()}));
+  const json info = json::parse(RunToSuccess({"nbdinfo", "--json", LibnbdUri()}));
   EXPECT_EQ(info["TLS"], true);
   EXPECT_EQ(info["structured"], true);
   EXPECT_EQ(info["exports"][0]["export-size"], 24 * kMiB);
-  EXPECT_THAT(Run({"nbdinfo", "--list", LibnbdUri()}), HasSubstr("export=\"disk\""));
+  EXPECT_THAT(RunToSuccess({"nbdinfo", "--list", LibnbdUri()}), HasSubstr("export=\"disk\""));
 
   WriteFile(Path("in"), RandomBytes(20 * kMiB, 1) + std::string(4 * kMiB, '\0'));
-  Run({"nbdcopy", "--connections=4", "--requests=16", Path("in"), LibnbdUri()});
+  RunToSuccess({"nbdcopy", "--connections=4", "--requests=16", Path("in"), LibnbdUri()});
   EXPECT_TRUE(ReadFile(server_->image_path()) == ReadFile(Path("in")));
-  Run({"nbdcopy", "--connections=4", LibnbdUri(), Path("out")});
+  RunToSuccess({"nbdcopy", "--connections=4", LibnbdUri(), Path("out")});
   EXPECT_TRUE(ReadFile(Path("out")) == ReadFile(Path("in")));
 }
 
@@ -144,16 +138,16 @@ TEST_P(TlsClientsTest, QemuImgAndQemuIo) {
   WriteFile(Path("in"), RandomBytes(20 * kMiB, 1) + std::string(4 * kMiB, '\0'));
   std::vector<std::string> convert = Qemu({"qemu-img", "convert", "-n", "-W", "-m", "8"});
   convert.insert(convert.end(), {"--target-image-opts", "-f", "raw", Path("in"), QemuImage()});
-  Run(convert);
+  RunToSuccess(convert);
   EXPECT_TRUE(ReadFile(server_->image_path()) == ReadFile(Path("in")));
   std::vector<std::string> back = Qemu({"qemu-img", "convert", "--image-opts", "-O", "raw"});
   back.insert(back.end(), {QemuImage(), Path("out")});
-  Run(back);
+  RunToSuccess(back);
   EXPECT_TRUE(ReadFile(Path("out")) == ReadFile(Path("in")));
   std::vector<std::string> io = Qemu({"qemu-io", "--image-opts"});
   io.insert(io.end(), {"-c", "write -P 0x5a 1M 3M", "-c", "read -P 0x5a 1M 3M", "-c",
                        "write -f -P 1 12345 678", "-c", "read -P 1 12345 678", "-c", "flush", QemuImage()});
-  EXPECT_THAT(Run(io), Not(HasSubstr("verification failed")));
+  EXPECT_THAT(RunToSuccess(io), Not(HasSubstr("verification failed")));
 }
 
 // The other programs, over one way for each proof.
@@ -183,28 +177,29 @@ INSTANTIATE_TEST_SUITE_P(Cases, TlsToolsTest,
 
 TEST_P(TlsToolsTest, EveryCommandAndFlag) {
   Start({.size = 64 * kMiB});
-  Run({"/usr/bin/python3", "tests/interop/commands.py", LibnbdUri()});
+  RunToSuccess({"/usr/bin/python3", "tests/interop/commands.py", LibnbdUri()});
 }
 
 // What they print of an export is the same as in the clear.
 TEST_P(TlsToolsTest, MapsAndDumpsAreThoseInTheClear) {
   TlsTest::Start(nbd::TlsMode::kAllow, GetParam().proof == Proof::kPsk, {.size = 9 * kMiB});
-  Run({"qemu-io", "-f", "raw", "-c", "write -P 0x5a 1M 64k", "-c", "write -P 1 5M 1M", server_->uri()});
+  RunToSuccess(
+      {"qemu-io", "-f", "raw", "-c", "write -P 0x5a 1M 64k", "-c", "write -P 1 5M 1M", server_->uri()});
   const std::vector<std::string> looks[] = {
       {"nbdinfo", "--map"}, {"nbdinfo", "--map", "--totals", "--json"}, {"nbdinfo", "--size"}, {"nbddump"}};
   for (std::vector<std::string> look : looks) {
     std::vector<std::string> in_clear = look;
     look.push_back(LibnbdUri());
     in_clear.push_back(server_->uri());
-    EXPECT_EQ(Run(look), Run(in_clear));
+    EXPECT_EQ(RunToSuccess(look), RunToSuccess(in_clear));
   }
   std::vector<std::string> map = Qemu({"qemu-img", "map", "--output=json", "--image-opts"});
   map.push_back(QemuImage());
-  EXPECT_EQ(json::parse(Run(map)),
-            json::parse(Run({"qemu-img", "map", "--output=json", "-f", "raw", server_->uri()})));
+  EXPECT_EQ(json::parse(RunToSuccess(map)),
+            json::parse(RunToSuccess({"qemu-img", "map", "--output=json", "-f", "raw", server_->uri()})));
   std::vector<std::string> compare = Qemu({"qemu-img", "compare", "--image-opts", QemuImage()});
   compare.push_back("driver=raw,file.driver=file,file.locking=off,file.filename=" + server_->image_path());
-  Run(compare);
+  RunToSuccess(compare);
 }
 
 // fio's engine opens no files that a URI names, so it comes through nbdkit.
@@ -214,11 +209,11 @@ TEST_P(TlsToolsTest, NbdkitInFront) {
   ASSERT_TRUE(proxy.ok()) << proxy.status();
   const std::string uri = (*proxy)->Uri("");
   WriteFile(Path("in"), RandomBytes(40 * kMiB, 2) + std::string(24 * kMiB, '\0'));
-  Run({"nbdcopy", "--connections=4", "--flush", Path("in"), uri});
+  RunToSuccess({"nbdcopy", "--connections=4", "--flush", Path("in"), uri});
   EXPECT_TRUE(ReadFile(server_->image_path()) == ReadFile(Path("in")));
-  Run({"fio", "--name=verify", "--ioengine=nbd", "--uri=" + uri, "--rw=randrw", "--bsrange=512-64k",
-       "--iodepth=32", "--size=32M", "--io_size=8M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
-       "--randseed=7", "--output=" + Path("report")});
+  RunToSuccess({"fio", "--name=verify", "--ioengine=nbd", "--uri=" + uri, "--rw=randrw", "--bsrange=512-64k",
+                "--iodepth=32", "--size=32M", "--io_size=8M", "--verify=crc32c", "--do_verify=1",
+                "--verify_fatal=1", "--randseed=7", "--output=" + Path("report")});
 }
 
 class TlsModesTest : public TlsTest {};
@@ -233,7 +228,7 @@ TEST_F(TlsModesTest, NbdClientLists) {
   under_tls.insert(under_tls.end(),
                    {"-certfile", folder_.File("client-cert.pem"), "-keyfile", folder_.File("client-key.pem"),
                     "-cacertfile", folder_.File("ca-cert.pem")});
-  EXPECT_THAT(Run(under_tls), HasSubstr("\ndisk"));
+  EXPECT_THAT(RunToSuccess(under_tls), HasSubstr("\ndisk"));
 }
 
 // What nothing but an explicit setting turns on, at both ends.
@@ -243,9 +238,9 @@ TEST_F(TlsModesTest, QemusAnonymousCredentials) {
   StartWith(nbd::TlsMode::kRequire, files, {.size = kMiB});
   const std::string image = absl::StrCat("driver=nbd,export=disk,tls-creds=tls,server.type=unix,server.path=",
                                          server_->socket_path());
-  EXPECT_THAT(Run({"qemu-io", "--object", "tls-creds-anon,id=tls,endpoint=client", "--image-opts", "-c",
-                   "write -P 7 0 64k", "-c", "read -P 7 0 64k",
-                   absl::StrCat("driver=raw,file.", absl::StrReplaceAll(image, {{",", ",file."}}))}),
+  EXPECT_THAT(RunToSuccess({"qemu-io", "--object", "tls-creds-anon,id=tls,endpoint=client", "--image-opts",
+                            "-c", "write -P 7 0 64k", "-c", "read -P 7 0 64k",
+                            absl::StrCat("driver=raw,file.", absl::StrReplaceAll(image, {{",", ",file."}}))}),
               Not(HasSubstr("verification failed")));
 }
 
@@ -268,18 +263,18 @@ TEST_F(TlsModesTest, AllowedTlsShowsEachClientItsExports) {
   vault->require_tls = true;
   ASSERT_TRUE(server_->exports().Add(vault));
 
-  EXPECT_THAT(Run({"nbdinfo", "--list", server_->uri()}), Not(HasSubstr("vault")));
-  EXPECT_THAT(Run({"nbdinfo", "--list", Uri(Proof::kCertificates, Way::kUnix)}), HasSubstr("vault"));
-  Run({"nbdinfo", server_->uri()});
+  EXPECT_THAT(RunToSuccess({"nbdinfo", "--list", server_->uri()}), Not(HasSubstr("vault")));
+  EXPECT_THAT(RunToSuccess({"nbdinfo", "--list", Uri(Proof::kCertificates, Way::kUnix)}), HasSubstr("vault"));
+  RunToSuccess({"nbdinfo", server_->uri()});
   EXPECT_NE(RunProgram({"nbdinfo", server_->UnixUri("vault")}).exit_code, 0);
-  Run({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix, "", "vault")});
+  RunToSuccess({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix, "", "vault")});
   vault.reset();
 }
 
 TEST_F(TlsModesTest, WithoutTlsAClientThatWantsItGoesAway) {
   Start(nbd::TlsMode::kOff, false, {.size = kMiB});
   EXPECT_NE(RunProgram({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix)}).exit_code, 0);
-  Run({"nbdinfo", server_->uri()});
+  RunToSuccess({"nbdinfo", server_->uri()});
 }
 
 class TlsRefusalsTest : public TlsTest {
@@ -288,7 +283,7 @@ class TlsRefusalsTest : public TlsTest {
     // libnbd checks a server's certificate on TCP alone.
     EXPECT_NE(RunProgram({"nbdinfo", Uri(Proof::kCertificates, Way::kIpv4, folder)}).exit_code, 0) << what;
     // Others are served.
-    Run({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix)});
+    RunToSuccess({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix)});
   }
 };
 
@@ -319,7 +314,7 @@ TEST_F(TlsRefusalsTest, CertificatesThatAreNotGood) {
 
 TEST_F(TlsRefusalsTest, KeysThatAreNotKnown) {
   Start(nbd::TlsMode::kRequire, true, {.size = kMiB});
-  Run({"nbdinfo", Uri(Proof::kPsk, Way::kUnix)});
+  RunToSuccess({"nbdinfo", Uri(Proof::kPsk, Way::kUnix)});
   keys_.Write("keys.psk", "alice:0032cf7786321a828ef7668f09fb35dbf6b9e32cf7786321a828ef7668f09fb3\n");
   EXPECT_NE(RunProgram({"nbdinfo", Uri(Proof::kPsk, Way::kUnix)}).exit_code, 0);
   keys_.Write("keys.psk", "mallory:9e32cf7786321a828ef7668f09fb35dbf6b9e32cf7786321a828ef7668f09fb3\n");
@@ -345,7 +340,7 @@ TEST_F(TlsRefusalsTest, NamesThatTheRulesRefuse) {
   EXPECT_THAT(result.errors, HasSubstr("export 'disk' is not for 'CN=agent,O=Example'"));
   nbd::TestTlsFolder other(authority_);
   other.WriteClient(authority_.Issue());
-  Run({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix, other.path())});
+  RunToSuccess({"nbdinfo", Uri(Proof::kCertificates, Way::kUnix, other.path())});
 }
 
 }  // namespace
