@@ -39,9 +39,7 @@ class InteropTest : public ::testing::TestWithParam<Way> {
 
   // Runs a program that must succeed; returns what it printed.
   static std::string Run(const std::vector<std::string>& arguments, int seconds = 60) {
-    const ProgramResult result = RunProgram(arguments, seconds);
-    EXPECT_EQ(result.exit_code, 0) << arguments[0] << ": " << result.errors << result.output;
-    return result.output;
+    return RunToSuccess(arguments, seconds);
   }
 
   std::unique_ptr<TestServer> server_;
